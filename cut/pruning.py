@@ -1,0 +1,175 @@
+"""Pruning: the Lightning callback that scores, fuses, cuts and keeps cut at the epochs of a schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+
+from cut.budget import Budget
+from cut.decomposition import check_tasks
+from cut.fusion import Fusion, Vote
+from cut.masks import apply_mask, make_mask, sparsity
+from cut.schedules import OneShot, Schedule
+from cut.scores import Scorer, Scores, Sensitivity
+from cut.selection import Mask
+
+
+class Pruning(Callback):
+    """Cut a multi-task model for chosen tasks at set epochs of ``trainer.fit``.
+
+    Before the training of an epoch in the schedule: score on a fixed list of batches, fuse, meet the budget, set weights to
+    zero. After every optimiser step the mask is applied again, so neither momentum nor weight decay revives a weight. The
+    mask lives in this callback's checkpoint state; the model's own keys never change. Masks only shrink.
+
+    Works with a LightningModule that has ``network`` (forward returns ``{task: Tensor}``), ``losses`` (task to loss
+    function) and ``select(tasks)``, and a data module that has ``score_batches(n)``, as :class:`cut.model.MultiTaskModel`
+    and :class:`cut.data.base.MultiTaskData` do.
+
+    Args:
+        budget: How much is cut; None prunes nothing (a dense run), but still selects the tasks.
+        tasks: The tasks to keep; None keeps all.
+        scorer: What a weight is worth; default CUT's score.
+        fusion: How tasks agree on what they share; default vote share 0.5.
+        schedule: When is how much cut; default everything before the first epoch.
+        floor: Share of every layer that is kept before any cut; 0 for none.
+        batches: Number of scoring batches.
+        silence: Whether dead channels are silenced; off in reference mode.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        tasks: list[str] | None = None,
+        scorer: Scorer | None = None,
+        fusion: Fusion | None = None,
+        schedule: Schedule | None = None,
+        floor: float = 0.05,
+        batches: int = 50,
+        silence: bool = True,
+    ) -> None:
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
+        if batches < 1:
+            raise ValueError(f"batches {batches}; allowed: at least 1 scoring batch")
+        self.budget, self.tasks = budget, tasks
+        self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
+        self.schedule = schedule or OneShot()
+        self.floor, self.batches, self.silence = floor, batches, silence
+        self.mask: Mask = {}
+        self.scores: dict[str, Scores] = {}
+        self.score_seconds = 0.0
+        self.hook_seconds = 0.0
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mask and the time spent on scoring; plain tensors and numbers, so that checkpoints load weights-only."""
+        return {"mask": {n: m.cpu() for n, m in self.mask.items()}, "score_seconds": self.score_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the mask back from a checkpoint."""
+        self.mask = dict(state_dict["mask"])
+        self.score_seconds = float(state_dict["score_seconds"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the module, the selection and the schedule, and select the tasks, before any work starts.
+
+        Raises:
+            ValueError: If the module or the data cannot be pruned, or the selection or the schedule is wrong.
+        """
+        for needed in ("network", "losses", "select"):
+            if not hasattr(pl_module, needed):
+                raise ValueError(f"{type(pl_module).__name__} cannot be pruned: it has no {needed!r} (see cut.model.MultiTaskModel)")
+        tasks = check_tasks(self.tasks if self.tasks is not None else list(pl_module.losses), list(pl_module.losses))
+        if stage == "fit" and self.budget is not None:
+            late = [e for e in self.schedule.steps() if trainer.max_epochs not in (None, -1) and e >= trainer.max_epochs]
+            if late:
+                raise ValueError(f"pruning at epoch {late[0]}, but training ends after {trainer.max_epochs} epochs")
+            if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
+                raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
+        pl_module.select(tasks)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Apply a mask that came from a checkpoint."""
+        self._apply(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune, if the schedule says so."""
+        fraction = self.schedule.steps().get(trainer.current_epoch) if self.budget is not None else None
+        if fraction is not None:
+            self.prune(trainer, pl_module, fraction)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep cut weights at zero after the optimiser's step."""
+        if self._pairs:
+            start = time.perf_counter()
+            with torch.no_grad():
+                torch._foreach_mul_([w for w, _ in self._pairs], [m for _, m in self._pairs])
+            self.hook_seconds += time.perf_counter() - start
+
+    def prune(self, trainer: Trainer, pl_module: LightningModule, fraction: float = 1.0) -> None:
+        """Score, fuse, cut: one step of the schedule. In a process group all ranks end with the same mask."""
+        if self.budget is None:
+            return
+        network, losses = pl_module.network, pl_module.losses
+        tasks = check_tasks(self.tasks if self.tasks is not None else list(losses), list(losses))
+        start = time.perf_counter()
+        batches = _Batches(trainer.datamodule.score_batches(self.batches), pl_module.device, type(self.scorer).__name__)
+        network.select(tasks)
+        self.scores = self.scorer(network, batches, losses, tasks)
+        self.score_seconds += time.perf_counter() - start
+        network.select(list(losses))  # which head belongs to which task is seen with all of them running
+        try:
+            self.mask = make_mask(
+                network,
+                self.scores,
+                batches.first(),
+                losses,
+                tasks,
+                fusion=self.fusion,
+                budget=self.budget,
+                floor_share=self.floor,
+                silent=self.silence,
+                cut=self.mask or None,
+                fraction=fraction,
+            )
+        finally:
+            network.select(tasks)
+        self._apply(pl_module)
+        achieved = sparsity(network, self.mask, self.mask)
+        trainer.callback_metrics["sparsity"] = torch.tensor(achieved)
+        for logger in trainer.loggers:
+            logger.log_metrics({"sparsity": achieved}, step=trainer.global_step)
+
+    def _apply(self, pl_module: LightningModule) -> None:
+        """Zero what is cut and remember weights with their masks, as numbers of the weights' own type for a fast product."""
+        self.mask = {n: m.to(pl_module.device) for n, m in self.mask.items()}
+        apply_mask(pl_module.network, self.mask)
+        parameters = dict(pl_module.network.named_parameters())
+        self._pairs = [(parameters[n], m.to(parameters[n].dtype)) for n, m in self.mask.items() if not m.all()]
+
+
+class _Batches:
+    """Scoring batches, moved to the device one at a time, with a progress bar on the terminal of rank 0."""
+
+    def __init__(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device, what: str) -> None:
+        self.batches, self.device, self.what = batches, device, what
+
+    def first(self) -> Mapping[str, Tensor]:
+        """The first batch, on the device."""
+        return move_data_to_device(self.batches[0], self.device)
+
+    def __iter__(self) -> Any:
+        """All batches in order."""
+        from rich.progress import track
+
+        rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+        for batch in track(self.batches, f"scoring ({self.what})", disable=rank > 0, transient=True):
+            yield move_data_to_device(batch, self.device)
