@@ -1,4 +1,4 @@
-"""Small multi-task networks of every shape that compaction must handle, and trained-looking numbers for them."""
+"""Small multi-task networks of the shapes that compaction must handle, and trained-looking numbers."""
 
 import timm
 import torch
@@ -14,11 +14,12 @@ class Block(nn.Module):
         self.expand, self.norm1 = nn.Conv2d(width, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden)
+        self.act1, self.act2 = nn.ReLU6(), nn.ReLU6()
         self.project, self.norm3 = nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x):
-        y = F.relu6(self.norm1(self.expand(x)))
-        y = F.relu6(self.norm2(self.depthwise(y)))
+        y = self.act1(self.norm1(self.expand(x)))
+        y = self.act2(self.norm2(self.depthwise(y)))
         return x + self.norm3(self.project(y))
 
 
@@ -53,7 +54,9 @@ class Cnn(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width)
         self.block1, self.block2, self.gate = Block(width, 48), Block(width, 48), Gate(width)
-        self.low = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+        self.low = nn.Sequential(
+            nn.Conv2d(width, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()
+        )
         self.heads = nn.ModuleDict({t: Head(width + 12, 3) for t in tasks})
         self.scene = nn.Sequential(nn.Conv2d(width, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.classify = nn.Linear(32, 5)
@@ -76,7 +79,9 @@ class Vit(nn.Module):
 
     def forward(self, image):
         tokens = self.backbone.forward_features(image)
-        grid = tokens[:, 1:].transpose(1, 2).reshape(len(image), 192, image.shape[2] // 16, image.shape[3] // 16)
+        grid = (
+            tokens[:, 1:].transpose(1, 2).reshape(len(image), 192, image.shape[2] // 16, image.shape[3] // 16)
+        )
         return {"seg": F.interpolate(self.seg(grid), scale_factor=16), "scene": self.scene(tokens[:, 0])}
 
 
@@ -97,7 +102,7 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_mask(model: nn.Module, sparsity: float, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Cuts 40 % of the channels of each Conv and Linear layer whole; the others keep random weights, at least one each."""
+    """Cuts 40 % of each layer's channels whole; the others keep random weights, at least one each."""
     g = torch.Generator().manual_seed(seed)
     mask = {}
     for name, m in model.named_modules():
@@ -105,7 +110,9 @@ def random_mask(model: nn.Module, sparsity: float, seed: int = 0) -> dict[str, t
             value = torch.rand(m.weight.shape[0], m.weight[0].numel(), generator=g)
             kept = value < (1 - sparsity) / 0.6
             kept |= value == value.amin(1, keepdim=True)
-            kept &= torch.rand(len(value), 1, generator=g) < 0.6
+            alive = torch.rand(len(value), 1, generator=g) < 0.6
+            alive[0] = True
+            kept &= alive | (len(value) < 8)  # a head's last layer stays connected
             mask[f"{name}.weight"] = kept.view_as(m.weight)
     return mask
 
