@@ -1,0 +1,67 @@
+"""Backbones: any timm model as a pyramid of feature maps, one early and one deep, always NCHW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+EARLY_STRIDE = 4
+
+
+def create(
+    name: str, output_stride: int | None = None, img_size: tuple[int, int] | None = None, pretrained: bool = False
+) -> tuple[nn.Module, list[int]]:
+    """A timm backbone that returns an early map (stride 4 where it has one) and its deepest map.
+
+    Args:
+        name: Any timm model name.
+        output_stride: Stride of the deepest map, by dilation, for backbones that can.
+        img_size: Height and width, for backbones with a fixed grid (ViTs, Swin).
+        pretrained: Whether timm downloads its weights.
+
+    Returns:
+        The backbone, whose forward gives the list of maps, and the maps' channels.
+
+    Raises:
+        ValueError: If timm has no such model, or it cannot give feature maps, that stride or that size.
+    """
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ValueError(f"timm has no model {name!r}; similar ones: {near}")
+    options: dict[str, Any] = {"features_only": True, "pretrained": pretrained}
+    if output_stride is not None:
+        options["output_stride"] = output_stride
+    if img_size is not None:
+        options["img_size"] = img_size
+    try:
+        probe = timm.create_model(name, features_only=True)
+        strides = list(probe.feature_info.reduction())
+        early = next((i for i, s in enumerate(strides) if s >= EARLY_STRIDE), 0)
+        indices = [probe.feature_info.out_indices[early], probe.feature_info.out_indices[-1]]
+        model = timm.create_model(name, out_indices=indices if early < len(strides) - 1 else indices[-1:], **options)
+    except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
+        asked = f"output_stride={output_stride}, img_size={img_size}"
+        raise ValueError(f"backbone {name!r} gives no feature maps with {asked}: {error}") from error
+    return model, list(model.feature_info.channels())
+
+
+def patch_size(backbone: nn.Module) -> tuple[int, int] | None:
+    """The patch of a backbone with a fixed grid of patches, else None."""
+    embed = next((m for m in backbone.modules() if hasattr(m, "patch_size") and hasattr(m, "grid_size")), None)
+    if embed is None or embed.grid_size is None:
+        return None
+    height, width = embed.patch_size
+    return int(height), int(width)
+
+
+def is_nhwc(backbone: nn.Module) -> bool:
+    """Whether the backbone's maps have their channels last."""
+    return str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+def nchw(maps: Sequence[Tensor], nhwc: bool) -> list[Tensor]:
+    """Feature maps with channels second, whatever the backbone's own order is."""
+    return [m.permute(0, 3, 1, 2).contiguous() if nhwc else m for m in maps]

@@ -1,0 +1,189 @@
+"""The LightningModule: a multi-task network with its tasks' losses, metrics, optimiser and schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from cut.decomposition import check_tasks
+from cut.network import MultiTaskNet, NetworkConfig
+from cut.tasks import Task
+
+Schedule = Literal["constant", "cosine", "onecycle"]
+
+
+def factor(schedule: Schedule, progress: float, warmup: float) -> float:
+    """The learning rate at ``progress`` in [0, 1] of the training, as a factor of the highest.
+
+    ``cosine`` rises linearly for the share ``warmup`` of the training and falls to 0 along a cosine; ``onecycle`` does the
+    same with a cosine rise from 1/25; ``constant`` rises linearly and stays.
+
+    Example:
+        >>> [round(factor("cosine", p, 0.1), 3) for p in (0.05, 0.1, 0.55, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        rise = progress / warmup
+        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * rise)) / 2 if schedule == "onecycle" else rise
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
+
+
+class MultiTaskModel(pl.LightningModule):
+    """Train, validate and test a multi-task network.
+
+    Logs ``train/<task>/loss`` and, for validation and test, ``<split>/<task>/<metric>`` (corrected family) or
+    ``<split>/<task>/legacy/<metric>``.
+
+    Args:
+        tasks: The tasks; with LightningCLI they come from the data module.
+        network: What the network is built from.
+        optimizer: Parameters to optimiser.
+        schedule: The learning rate over the whole training, set at every step.
+        warmup: Share of the training in which the learning rate rises.
+        scheduler: A scheduler of one's own instead, stepped every ``interval``.
+        interval: ``"step"`` or ``"epoch"``.
+        families: Metric families: ``"corrected"``, ``"legacy"`` or both.
+    """
+
+    def __init__(
+        self,
+        tasks: list[Task],
+        network: NetworkConfig | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule = "onecycle",
+        warmup: float = 0.1,
+        scheduler: LRSchedulerCallable | None = None,
+        interval: Literal["step", "epoch"] = "step",
+        families: tuple[str, ...] = ("corrected",),
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup {warmup}; allowed: 0 <= warmup < 1 (a share of the training)")
+        unknown = sorted(set(families) - {"corrected", "legacy"})
+        if unknown or not families:
+            raise ValueError(f"metric families {families}; allowed: 'corrected', 'legacy'")
+        self.tasks: dict[str, Task] = {t.name: t for t in tasks}
+        if len(self.tasks) != len(tasks):
+            raise ValueError(f"two tasks have the same name: {[t.name for t in tasks]}")
+        image_level = [t.name for t in tasks if not t.dense]
+        self.network = MultiTaskNet({t.name: t.channels for t in tasks}, image_level, network)
+        self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup
+        self.scheduler, self.interval = scheduler, interval
+        self._metrics = {
+            split: {t.name: self._collection(t, families) for t in tasks} for split in ("val", "test")
+        }
+        for split, collections in self._metrics.items():
+            for name, collection in collections.items():
+                self.add_module(f"_{split}_{name}", collection)  # so that metrics move with the module
+
+    @staticmethod
+    def _collection(task: Task, families: Sequence[str]) -> MetricCollection:
+        """All metrics of one task, the legacy ones under ``legacy/``."""
+        found = {}
+        for family in families:
+            prefix = "legacy/" if family == "legacy" else ""
+            found.update({prefix + k: m for k, m in task.metrics(family).items(keep_base=True)})
+        return MetricCollection(found, compute_groups=False)
+
+    @property
+    def active(self) -> list[str]:
+        """The selected tasks."""
+        return self.network.active
+
+    @property
+    def losses(self) -> dict[str, Callable[[Tensor, Any], Tensor]]:
+        """Task to its loss without loss weight, for the functional core."""
+        return {name: task.loss for name, task in self.tasks.items()}
+
+    @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """``"seg/miou"`` to whether more is better, over all tasks and metrics."""
+        return {
+            f"{task}/{key}": bool(metric.higher_is_better)
+            for task, collection in self._metrics["test"].items()
+            for key, metric in collection.items(keep_base=True)
+        }
+
+    def select(self, tasks: Sequence[str]) -> None:
+        """Keep to these tasks: the other heads are frozen and not run."""
+        tasks = check_tasks(tasks, set(self.tasks))
+        self.network.select(tasks)
+        for name, head in self.network.heads.items():
+            head.requires_grad_(name in tasks)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Outputs of the selected tasks."""
+        return self.network(image)
+
+    def _task_losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        missing = [t for t in outputs if t not in batch]
+        if missing:
+            raise ValueError(f"the batch has no label {missing[0]!r}; its entries are {sorted(batch)}")
+        return {t: self.tasks[t].loss(out, batch) for t, out in outputs.items()}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The weighted sum of the selected tasks' losses."""
+        losses = self._task_losses(self(batch["image"]), batch)
+        total = torch.stack([self.tasks[t].weight * loss.float() for t, loss in losses.items()]).sum()
+        size = len(batch["image"])
+        logged = {f"train/{t}/loss": loss.detach() for t, loss in losses.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        return total
+
+    def on_train_epoch_start(self) -> None:
+        """Seed by epoch, so that dropout is the same whether or not the training was interrupted before."""
+        torch.manual_seed(torch.initial_seed() % 100_003 + 100_003 * self.current_epoch)
+
+    def _evaluate(self, split: str, batch: dict[str, Tensor]) -> None:
+        outputs = self(batch["image"])
+        losses = self._task_losses(outputs, batch)
+        size = len(batch["image"])
+        self.log_dict({f"{split}/{t}/loss": v for t, v in losses.items()}, sync_dist=True, batch_size=size)
+        for task, out in outputs.items():
+            target = batch[task]
+            if self.tasks[task].dense and out.shape[-2:] != target.shape[-2:]:
+                out = torch.nn.functional.interpolate(out, target.shape[-2:], mode="bilinear", align_corners=False)
+            self._metrics[split][task].update(out.float(), target)
+
+    def _report(self, split: str) -> None:
+        for task in self.active:
+            collection = self._metrics[split][task]
+            self.log_dict({f"{split}/{task}/{k}": v.float() for k, v in collection.compute().items()})
+            collection.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Losses and metrics of one validation batch."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics over the whole validation set."""
+        self._report("val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Losses and metrics of one test batch."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Metrics over the whole test set."""
+        self._report("test")
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over what is not frozen, and the schedule."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler is not None:
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": self.interval}}
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: factor(self.schedule, (step + 1) / (steps + 1), self.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

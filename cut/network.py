@@ -1,0 +1,192 @@
+"""The multi-task network: one timm backbone, one head per task, outputs by task name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cut import backbones, weights
+from cut.decomposition import check_tasks
+from cut.heads import ASPPHead, LightHead, LinearHead
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a network is built from; all of it plain numbers and words, so that a file can carry it.
+
+    Attributes:
+        backbone: Any timm model name.
+        weights: None (random), ``"timm"`` (timm's own download), ``"cache"`` (fetched by ``make weights``), ``"auto"`` (cache
+            if there, else random) or the path of a state-dict file.
+        output_stride: Stride of the deepest map, where the backbone can be dilated.
+        head: ``"light"`` or the paper's ``"aspp"``.
+        head_width: Channels inside a dense head.
+        dropout: Dropout probability in the heads.
+        img_size: Height and width of the pictures, for backbones with a fixed grid of patches.
+        resize: ``"patch"`` resizes pictures to the nearest multiple of the patch, ``"never"`` refuses sides that are none.
+    """
+
+    backbone: str = "mobilenetv2_100"
+    weights: str | None = None
+    output_stride: int | None = None
+    head: Literal["light", "aspp"] = "light"
+    head_width: int = 64
+    dropout: float = 0.0
+    img_size: tuple[int, int] | None = None
+    resize: Literal["never", "patch"] = "never"
+
+
+class MultiTaskNet(nn.Module):
+    """A backbone shared by all tasks and a head for each.
+
+    Deleting an entry of ``heads`` is how a task is dropped for good; :meth:`select` only stops running it.
+
+    Args:
+        outputs: Task to output channels.
+        image_level: Tasks with one label per picture; the others are dense.
+        config: What to build from.
+    """
+
+    def __init__(
+        self, outputs: Mapping[str, int], image_level: Collection[str] = (), config: NetworkConfig | None = None
+    ) -> None:
+        super().__init__()
+        config = config or NetworkConfig()
+        if not outputs:
+            raise ValueError("a multi-task network needs at least one task; got none")
+        unknown = sorted(set(image_level) - set(outputs))
+        if unknown:
+            raise ValueError(f"unknown image-level task {unknown[0]!r}; the tasks are {sorted(outputs)}")
+        if config.head not in ("light", "aspp"):
+            raise ValueError(f"head {config.head!r}; allowed: 'light', 'aspp'")
+        self.config, self.image_level = config, tuple(t for t in outputs if t in image_level)
+        size = tuple(config.img_size) if config.img_size else None
+        self.backbone, self.channels = backbones.create(
+            config.backbone, config.output_stride, size and self._grid(size), config.weights == "timm"
+        )
+        self.patch, self.nhwc = backbones.patch_size(self.backbone), backbones.is_nhwc(self.backbone)
+        self.weights_source = self._load(config.weights)
+        self.heads = nn.ModuleDict({t: self._head(t, c) for t, c in outputs.items()})
+        self._channels_out = dict(outputs)
+        self.active: list[str] = list(outputs)
+        pretrained = getattr(self.backbone, "pretrained_cfg", None) or getattr(self.backbone, "default_cfg", None) or {}
+        self.mean = tuple(pretrained.get("mean", (0.485, 0.456, 0.406)))
+        self.std = tuple(pretrained.get("std", (0.229, 0.224, 0.225)))
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Task to output channels, of the heads that are there."""
+        return {t: self._channels_out[t] for t in self.heads}
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size that the backbone's grid is made for."""
+        probe, _ = backbones.create(self.config.backbone)
+        patch = backbones.patch_size(probe)
+        if patch is None or all(s % p == 0 for s, p in zip(size, patch, strict=True)):
+            return size
+        if self.config.resize == "never":
+            raise ValueError(
+                f"pictures of {size[0]}x{size[1]} are no multiple of {self.config.backbone}'s patch {patch[0]}x{patch[1]}; "
+                "choose other sides or resize='patch'"
+            )
+        return max(1, round(size[0] / patch[0])) * patch[0], max(1, round(size[1] / patch[1])) * patch[1]
+
+    def _head(self, task: str, channels: int) -> nn.Module:
+        config = self.config
+        if task in self.image_level:
+            return LinearHead(self.channels, channels, config.dropout)
+        kind = ASPPHead if config.head == "aspp" else LightHead
+        return kind(self.channels, channels, config.head_width, config.dropout)
+
+    def _load(self, source: str | None) -> str:
+        """Load the backbone's weights; returns where they came from, for the record."""
+        if source is None:
+            return "random"
+        if source == "timm":
+            return "timm"
+        found = weights.find(self.config.backbone, source)
+        if found is None:
+            return "random"
+        weights.load(self.backbone, found)
+        return f"{source}:{Path(found).name}"
+
+    def select(self, tasks: Sequence[str]) -> None:
+        """Run only the heads of these tasks from now on.
+
+        Raises:
+            ValueError: If the selection is empty, or names an unknown task or one twice.
+        """
+        self.active = check_tasks(tasks, set(self.heads))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Outputs of the selected tasks.
+
+        Args:
+            image: [B, 3, H, W], normalised with ``mean`` and ``std``.
+
+        Returns:
+            Dense tasks [B, C, H, W] at the picture's resolution, image-level tasks [B, C].
+        """
+        size = image.shape[-2:]
+        maps = backbones.nchw(self.backbone(self._fitted(image)), self.nhwc)
+        outputs = {}
+        for task, head in self.heads.items():
+            if task not in self.active:
+                continue
+            out = head(maps)
+            if task not in self.image_level:
+                out = F.interpolate(out, size=size, mode="bilinear", align_corners=False)
+            outputs[task] = out
+        return outputs
+
+    def _fitted(self, image: Tensor) -> Tensor:
+        """The picture at a size the backbone takes; never cropped."""
+        if self.patch is None:
+            return image
+        size = tuple(self.config.img_size) if self.config.img_size else None
+        sides = (int(image.shape[-2]), int(image.shape[-1]))
+        if size is None and all(s % p == 0 for s, p in zip(sides, self.patch, strict=True)):
+            return image
+        target = self._target if size is not None else None
+        if target == sides:
+            return image
+        if target is None or self.config.resize == "never":
+            raise ValueError(
+                f"pictures of {sides[0]}x{sides[1]} do not fit {self.config.backbone}: patch {self.patch[0]}x{self.patch[1]}, "
+                f"built for {size}; set img_size, or resize='patch'"
+            )
+        return F.interpolate(image, size=target, mode="bilinear", align_corners=False)
+
+    @property
+    def _target(self) -> tuple[int, int]:
+        """The size of the backbone's grid in pixels."""
+        embed = next(m for m in self.backbone.modules() if hasattr(m, "grid_size") and hasattr(m, "patch_size"))
+        height, width = embed.grid_size
+        assert self.patch is not None
+        return int(height * self.patch[0]), int(width * self.patch[1])
+
+    def spec(self) -> dict[str, Any]:
+        """Everything that :meth:`from_spec` needs to build the same network, as JSON-able values."""
+        return {"outputs": self.outputs, "image_level": list(self.image_level), "config": asdict(self.config)}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> MultiTaskNet:
+        """The network that a spec describes, with random weights; no weight file is read.
+
+        Raises:
+            ValueError: If the spec holds unknown or wrong entries.
+        """
+        try:
+            config = dict(spec["config"], weights=None)
+            if config.get("img_size"):
+                config["img_size"] = tuple(config["img_size"])
+            outputs = {str(t): int(c) for t, c in spec["outputs"].items()}
+            image_level = [t for t in spec["image_level"] if t in outputs]
+            return cls(outputs, image_level, NetworkConfig(**config))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a network spec: {error}") from error
