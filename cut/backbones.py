@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 EARLY_STRIDE = 4
+
+
+@lru_cache(maxsize=32)
+def probe(name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int] | None]:
+    """Strides and indices of a timm model's feature maps, and its patch if it has a fixed grid; no memory is used.
+
+    Raises:
+        ValueError: If timm has no such model, or it gives no feature maps.
+    """
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ValueError(f"timm has no model {name!r}; similar ones: {near}")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, features_only=True)
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"backbone {name!r} gives no feature maps: {error}") from error
+    info = model.feature_info
+    return tuple(info.reduction()), tuple(info.out_indices), patch_size(model)
 
 
 def create(
@@ -28,20 +49,16 @@ def create(
     Raises:
         ValueError: If timm has no such model, or it cannot give feature maps, that stride or that size.
     """
-    if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        raise ValueError(f"timm has no model {name!r}; similar ones: {near}")
+    strides, indices, _ = probe(name)
     options: dict[str, Any] = {"features_only": True, "pretrained": pretrained}
     if output_stride is not None:
         options["output_stride"] = output_stride
     if img_size is not None:
         options["img_size"] = img_size
     try:
-        probe = timm.create_model(name, features_only=True)
-        strides = list(probe.feature_info.reduction())
         early = next((i for i, s in enumerate(strides) if s >= EARLY_STRIDE), 0)
-        indices = [probe.feature_info.out_indices[early], probe.feature_info.out_indices[-1]]
-        model = timm.create_model(name, out_indices=indices if early < len(strides) - 1 else indices[-1:], **options)
+        chosen = [indices[early], indices[-1]] if early < len(strides) - 1 else [indices[-1]]
+        model = timm.create_model(name, out_indices=chosen, **options)
     except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
         asked = f"output_stride={output_stride}, img_size={img_size}"
         raise ValueError(f"backbone {name!r} gives no feature maps with {asked}: {error}") from error

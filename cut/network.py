@@ -85,8 +85,7 @@ class MultiTaskNet(nn.Module):
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size that the backbone's grid is made for."""
-        probe, _ = backbones.create(self.config.backbone)
-        patch = backbones.patch_size(probe)
+        patch = backbones.probe(self.config.backbone)[2]
         if patch is None or all(s % p == 0 for s, p in zip(size, patch, strict=True)):
             return size
         if self.config.resize == "never":
