@@ -1,0 +1,1 @@
+"""Data sets: every one gives batches as :mod:`cut.data.batch` documents them."""
