@@ -1,13 +1,9 @@
-"""Dead channels: find the channels that cannot matter and remove them physically.
+"""Dead channels: remove those that cannot matter to the outputs.
 
-A channel is found dead from the *zero pattern* of the weights, not from what it happens to emit on some data. The network
-is run with random values in the place of its non-zero parameters: what is exactly zero under every draw has no path from
-the input, and what has a gradient of exactly zero has no path to an output. A channel may go if at every layer that reads
-it one of the two holds. So any operation in between is covered (padding, additions, gates, concatenations), and a constant
-that a norm leaves behind is never mistaken for zero.
-
-Which channels hang together (additions, depthwise convolutions, norms) is taken from Torch-Pruning's dependency graph
-(Fang et al., *DepGraph*, CVPR 2023). Every removal is checked against the original's outputs and undone if they differ.
+A channel may go if every layer that reads it either always gets zero for it or makes no use of it
+(:mod:`cut.reach`). Which channels hang together (additions, depthwise convolutions, norms) is taken from
+Torch-Pruning's dependency graph (Fang et al., *DepGraph*, CVPR 2023). Every removal is checked against the
+original's outputs and undone if they differ.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cut.decomposition import no_trace
+from cut.reach import alive_inputs
 
 Removal = dict[tuple[str, str], set[int]]  # (module name, "in" | "out") -> channels to remove
 _log = logging.getLogger(__name__)
@@ -40,118 +37,23 @@ def remove_dead_channels(model: nn.Module, example: Tensor) -> nn.Module:
         example: An input batch that the model accepts; at most two of its entries are used.
 
     Returns:
-        The smaller model in eval mode; at least one channel is left in every layer. What Torch-Pruning cannot follow, or
-        what would change the outputs, is left in.
+        The smaller model in eval mode; at least one channel is left in every layer. What Torch-Pruning cannot
+        follow, or what would change the outputs, is left in.
     """
     model = copy.deepcopy(model).eval()
     example = example[:2].detach()
     try:
         alive = alive_inputs(model, example)
         removals = [] if all(bool(a.all()) for a in alive.values()) else list(_plan(model, example, alive))
-    except Exception as error:  # a tracer for arbitrary networks may fail in any way; the model is then left as it is
+    except (
+        Exception
+    ) as error:  # a tracer for arbitrary networks may fail in any way; the model is then left as it is
         warnings.warn(f"no channels removed: the network could not be traced ({error!r})", stacklevel=2)
         return model
     return _remove_checked(model, removals, _Check(model, example)) if removals else model
 
 
-# ---------------------------------------------------------------------------------------------------- what is alive
-
-
-def alive_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """Which input channels of each convolution and linear layer can matter to the outputs.
-
-    Args:
-        model: Any module that returns ``{task: Tensor}``.
-        example: An input batch.
-
-    Returns:
-        Module name to a bool tensor with one entry per input channel; False only if the channel is always zero there or
-        its value never reaches an output.
-    """
-    generator = torch.Generator().manual_seed(0)
-    nonzero: dict[str, Tensor] = {}
-    wanted: dict[str, Tensor] = {}
-    _watch_run(copy.deepcopy(model), example, nonzero, wanted, generator)
-    for weights, inputs in _DRAWS:
-        if all(bool((nonzero[n] & wanted[n]).all()) for n in nonzero):
-            break
-        drawn = copy.deepcopy(model).float()
-        _draw_parameters(drawn, weights == "signed", generator)
-        x = torch.rand(example.shape, generator=generator).to(example.device) if example.is_floating_point() else example
-        _watch_run(drawn, x if inputs == "positive" else 2 * x - 1, nonzero, wanted, generator)
-    return {name: nonzero[name] & wanted[name] for name in nonzero}
-
-
-def _draw_parameters(model: nn.Module, signed: bool, generator: torch.Generator) -> None:
-    """Replace non-zero parameters by random ones, small enough that no activation saturates; zeros stay zeros."""
-
-    def draw(like: Tensor, low: float, high: float) -> Tensor:
-        values = torch.rand(like.shape, generator=generator) * (high - low) + low
-        if signed:
-            values = values * (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1)
-        return values.to(like.device, like.dtype).masked_fill_(like == 0, 0)
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim >= 2:
-                values = draw(p, 0.1, 1.0)
-                p.copy_(0.5 * values / values.abs().flatten(1).sum(1).clamp_min(1e-12).view(-1, *[1] * (p.ndim - 1)))
-            else:
-                p.copy_(draw(p, 0.05, 0.15) if name.endswith("bias") else draw(p, 0.5, 1.0))
-        for name, b in model.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(-draw(b, 0.01, 0.1))
-            elif name.endswith("running_var"):
-                b.copy_((b != 0).to(b.dtype))
-
-
-def _watch_run(
-    model: nn.Module, x: Tensor, nonzero: dict[str, Tensor], wanted: dict[str, Tensor], generator: torch.Generator
-) -> None:
-    """Run forward and backward once; add to the flags which input channels were non-zero and which had a gradient."""
-
-    def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def watch_gradient(gradient: Tensor) -> None:
-            wanted[name].logical_or_(_any_nonzero(gradient, layer))
-
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if not args or not args[0].requires_grad:  # no gradient to judge by (the input, a detached branch)
-                wanted[name].fill_(True)
-            if not args:
-                nonzero[name].fill_(True)
-                return
-            nonzero[name].logical_or_(_any_nonzero(args[0].detach(), layer))
-            if args[0].requires_grad:
-                args[0].register_hook(watch_gradient)
-
-        return hook
-
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (_CONV, nn.Linear))}
-    for name, layer in layers.items():
-        size = layer.in_channels if isinstance(layer, _CONV) else layer.in_features
-        nonzero.setdefault(name, torch.zeros(size, dtype=torch.bool, device=x.device))
-        wanted.setdefault(name, torch.zeros(size, dtype=torch.bool, device=x.device))
-    hooks = [layer.register_forward_pre_hook(watch(n, layer)) for n, layer in layers.items()]
-    with no_trace(model):
-        outputs = list(model(x).values())
-        if not all(o.requires_grad for o in outputs):
-            for flags in wanted.values():
-                flags.fill_(True)
-        loss = [(o * torch.randn(o.shape, generator=generator).to(o)).sum() for o in outputs if o.requires_grad]
-        if loss:
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            torch.autograd.grad(torch.stack([v.double() for v in loss]).sum(), parameters, allow_unused=True)
-    for handle in hooks:
-        handle.remove()
-
-
-def _any_nonzero(x: Tensor, layer: nn.Module) -> Tensor:
-    """Per channel of the layer's input, whether any entry is not zero."""
-    dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
-    return (x != 0).movedim(dim, 0).flatten(1).any(1)
-
-
-# ------------------------------------------------------------------------------------------------------- what to remove
+# -------------------------------------------------------------------------------------------- what to remove
 
 
 def _plan(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor]) -> Iterator[Removal]:
@@ -165,7 +67,10 @@ def _plan(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor]) -> Ite
         warnings.simplefilter("ignore")
         # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
         graph = torch_pruning.DependencyGraph().build_dependency(
-            model, example, forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad], verbose=False
+            model,
+            example,
+            forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
+            verbose=False,
         )
         for group in graph.get_all_groups():
             if not all(_can_slice(item.dep.target.module, shared) for item in group):
@@ -180,7 +85,7 @@ def _plan(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor]) -> Ite
 def _dead_part(
     graph: Any, group: Any, names: Mapping[int, str], alive: Mapping[str, Tensor], taken: Removal
 ) -> Removal:
-    """What can go of one group: all its channels that no reader needs, less one where a layer would end up empty."""
+    """What can go of one group: the channels that no reader needs, but one if a layer would end up empty."""
     root, prune = group[0].dep.target.module, group[0].dep.handler
     dead = set(group[0].idxs)
     for item in group:
@@ -232,13 +137,21 @@ def shared_parameters(model: nn.Module) -> set[int]:
 
 
 def _can_slice(module: Any, shared: set[int]) -> bool:
-    """Whether channels of a node can be removed one by one: what mixes, groups or shares its channels is left alone."""
+    """Whether a node's channels can go one by one: what mixes, groups or shares them is left alone."""
     from torch_pruning import ops
 
     kind = ops.module2type(module)
-    if kind in (ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.EXPAND):
+    if kind in (
+        ops.OPTYPE.ELEMENTWISE,
+        ops.OPTYPE.CONCAT,
+        ops.OPTYPE.SPLIT,
+        ops.OPTYPE.RESHAPE,
+        ops.OPTYPE.EXPAND,
+    ):
         return True
-    if not isinstance(module, (_CONV, nn.Linear, *_PER_CHANNEL)) or any(id(p) in shared for p in module.parameters()):
+    if not isinstance(module, (_CONV, nn.Linear, *_PER_CHANNEL)) or any(
+        id(p) in shared for p in module.parameters()
+    ):
         return False
     if "weight" not in module._parameters:  # a parametrised weight
         return False
@@ -246,10 +159,14 @@ def _can_slice(module: Any, shared: set[int]) -> bool:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _CONV) and module.groups > 1 and module.groups == module.in_channels == module.out_channels
+    return (
+        isinstance(module, _CONV)
+        and module.groups > 1
+        and module.groups == module.in_channels == module.out_channels
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- removing it
+# ----------------------------------------------------------------------------------------------- removing it
 
 
 def _fields(module: nn.Module, side: str) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -279,7 +196,11 @@ def _slice(module: nn.Module, side: str, channels: set[int]) -> None:
         if value is None:
             continue
         sliced = value.detach().index_select(dim, kept.to(value.device)).contiguous()
-        setattr(module, name, nn.Parameter(sliced, value.requires_grad) if isinstance(value, nn.Parameter) else sliced)
+        setattr(
+            module,
+            name,
+            nn.Parameter(sliced, value.requires_grad) if isinstance(value, nn.Parameter) else sliced,
+        )
     for attribute in attributes:
         setattr(module, attribute, len(kept))
 
@@ -296,39 +217,44 @@ def _without(model: nn.Module, removals: list[Removal]) -> nn.Module:
     return smaller
 
 
+def trial_inputs(example: Tensor) -> list[Tensor]:
+    """The example, then random inputs of its size and, for pictures, of a larger one (it may be refused)."""
+    if not example.is_floating_point():
+        return [example]
+    generator = torch.Generator().manual_seed(1)
+    shapes = [list(example.shape)]
+    if example.ndim == 4:
+        shapes.append([*example.shape[:2], *(s + 32 for s in example.shape[2:])])
+    return [example, *(torch.randn(s, generator=generator).to(example) for s in shapes)]
+
+
 class _Check:
-    """Compares a model with the original on the example and on random inputs of two sizes, in float64 where it can."""
+    """Compares a model with the original, in float64 if the original can run in it."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.dtype = torch.float64
-        self.inputs = [example]
-        if example.is_floating_point():
-            larger = [*example.shape[:2], *(s + 32 for s in example.shape[2:])]
-            sizes = [example.shape] + ([torch.Size(larger)] if example.ndim == 4 else [])
-            self.inputs += [torch.randn(s, generator=generator).to(example) for s in sizes]
+        self.double = example.is_floating_point()
         try:
-            self.expected = [self._run(model, x) for x in self.inputs[:1]]
-        except (RuntimeError, TypeError):
-            self.dtype = example.dtype
-            self.expected = [self._run(model, x) for x in self.inputs[:1]]
-        for x in list(self.inputs[1:]):
+            self._run(model, example)
+        except Exception:  # a network that names its dtype
+            self.double = False
+        self.inputs, self.expected = [], []
+        for x in trial_inputs(example):
             try:
                 self.expected.append(self._run(model, x))
-            except (RuntimeError, AssertionError, ValueError):  # a network of fixed input size
-                self.inputs = [y for y in self.inputs if y is not x]
+            except Exception:
+                if x is example:
+                    raise
+                continue  # a network of fixed input size
+            self.inputs.append(x)
 
     @torch.no_grad()
     def _run(self, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        if self.dtype == torch.float64 and x.is_floating_point():
-            model, x = copy.deepcopy(model).double(), x.double()
-        return dict(model(x))
+        return dict(copy.deepcopy(model).double()(x.double()) if self.double else model(x))
 
     def __call__(self, model: nn.Module) -> bool:
-        tolerance = 1e-8 if self.dtype == torch.float64 else 1e-5
         try:
             return all(
-                same_outputs(self._run(model, x), expected, tolerance)
+                same_outputs(self._run(model, x), expected, 1e-8 if self.double else 1e-5)
                 for x, expected in zip(self.inputs, self.expected, strict=True)
             )
         except Exception:  # whatever a network of the wrong shape raises
@@ -351,7 +277,9 @@ def same_outputs(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     return True
 
 
-def _remove_checked(model: nn.Module, removals: list[Removal], check: Callable[[nn.Module], bool]) -> nn.Module:
+def _remove_checked(
+    model: nn.Module, removals: list[Removal], check: Callable[[nn.Module], bool]
+) -> nn.Module:
     """The model without as many of the removals as leave its outputs equal, found by halving."""
 
     def good(part: list[Removal], done: list[Removal]) -> list[Removal]:

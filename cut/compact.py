@@ -3,8 +3,8 @@
 First the modules that the kept tasks do not need go, then the channels that the mask has made dead
 (:mod:`cut.channels`). Both steps are checked on the outputs: what would change them stays in.
 
-An unstructured mask leaves few channels dead, so it hardly shrinks a dense module; its zeros pay off in a sparse file
-(:mod:`cut.checkpoint`). A structured mask leaves whole channels dead, and they all go.
+An unstructured mask leaves few channels dead, so it hardly shrinks a dense module; its zeros pay off in a
+sparse file (:mod:`cut.checkpoint`). A structured mask leaves whole channels dead, and they all go.
 """
 
 from __future__ import annotations
@@ -16,46 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cut.channels import remove_dead_channels, same_outputs, shared_parameters
+from cut.channels import remove_dead_channels, same_outputs, shared_parameters, trial_inputs
 from cut.decomposition import Inputs, check_tasks, forward, network_input, no_trace
 from cut.masks import apply_mask
-
-Structure = Any  # JSON: what a module returns, see structure_of
-
-
-class Stub(nn.Module):
-    """Stands in for a removed module of a foreign network: returns zeros of the same structure at no cost.
-
-    Args:
-        structure: What the removed module returned, see :func:`structure_of`; None if it was never called.
-    """
-
-    def __init__(self, structure: Structure) -> None:
-        super().__init__()
-        self.structure = structure
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros in the recorded structure; the batch size and the device are those of the first tensor given."""
-        return _zeros(self.structure, next(_tensors([args, kwargs]), None))
-
-
-class TaskSubset(nn.Module):
-    """A network whose output dict holds only some of its tasks.
-
-    Args:
-        module: The network.
-        tasks: The tasks that stay, in this order.
-    """
-
-    def __init__(self, module: nn.Module, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.tasks = tuple(tasks)
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The network's outputs for the tasks that stay."""
-        outputs = self.module(*args, **kwargs)
-        return {task: outputs[task] for task in self.tasks}
+from cut.stub import Structure, Stub, TaskSubset, structure_of, tensors_in
 
 
 def compact(
@@ -73,14 +37,15 @@ def compact(
         tasks: The tasks to keep.
         mask: Parameter name to bool, True = kept; None cuts no weights.
         batch: A real batch, or just the network's input; removals are checked on it.
-        inputs: How to get the network's input from the batch; default :func:`cut.decomposition.network_input`.
+        inputs: How to get the network's input from the batch, see :func:`cut.decomposition.network_input`.
 
     Returns:
-        A module in eval mode. Its parameters have the model's names unless it had to be wrapped in :class:`TaskSubset`.
+        A module in eval mode. Its parameters have the model's names unless it had to be wrapped in
+        :class:`TaskSubset`.
 
     Raises:
-        ValueError: If a task is unknown, named twice or none is named, the mask does not fit the model, or the model does
-            not return a dict of tensors.
+        ValueError: If a task is unknown, named twice or none is named, the mask does not fit the model, or
+            the model does not return a dict of tensors.
     """
     example = _example(batch, inputs)
     smaller = keep_tasks(model, tasks, example, mask=mask)
@@ -97,10 +62,10 @@ def keep_tasks(
 ) -> nn.Module:
     """A copy of the model without the modules that only dropped tasks need; all other weights are unchanged.
 
-    Tried are the largest modules that no kept output's gradient reaches; one goes only if the kept outputs are equal without
-    it on the batch and on random input. So a frozen or detached branch that they need stays, and so does a dropped head
-    that feeds a kept one. An entry of a ``ModuleDict`` is deleted if the network then still runs; anything else becomes a
-    :class:`Stub`, and the output dict is filtered.
+    Tried are the largest modules that no kept output's gradient reaches; one goes only if the kept outputs
+    are equal without it on the batch and on random input. So a frozen or detached branch that they need
+    stays, and so does a dropped head that feeds a kept one. An entry of a ``ModuleDict`` is deleted if the
+    network then still runs; anything else becomes a :class:`cut.stub.Stub`, and the output dict is filtered.
 
     Args:
         model: Any module whose forward returns ``{task: Tensor}``.
@@ -128,7 +93,9 @@ def keep_tasks(
             _try_remove(model, name, structures.get(name), check)
     with torch.no_grad():
         left = forward(model, example, _itself)
-    return model if list(left) == tasks else TaskSubset(model, tasks).eval()
+    if set(left) == set(tasks):
+        return model
+    return TaskSubset(model.module if isinstance(model, TaskSubset) else model, tasks).eval()
 
 
 def _itself(batch: Any) -> Any:
@@ -154,20 +121,24 @@ def _masked(model: nn.Module, mask: Mapping[str, Tensor] | None) -> nn.Module:
     return model
 
 
-# ------------------------------------------------------------------------------------------------- dropping what is unused
+# ----------------------------------------------------------------------------------- dropping what is unused
 
 
 class _KeptOutputs:
-    """Whether the kept outputs are still what they were, on the batch and on random input."""
+    """Whether the kept outputs are still what they were, on the batch and on random input of two sizes."""
 
     def __init__(self, model: nn.Module, tasks: Sequence[str], example: Tensor) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.inputs = [example]
-        if example.is_floating_point():
-            self.inputs.append(torch.randn(example.shape, generator=generator).to(example))
-        with torch.no_grad():
-            outputs = [forward(model, x, _itself) for x in self.inputs]
-        self.expected = [{t: o[t].clone() for t in tasks} for o in outputs]
+        self.inputs, self.expected = [], []
+        for x in trial_inputs(example):
+            try:
+                with torch.no_grad():
+                    outputs = forward(model, x, _itself)
+            except Exception:
+                if x is example:
+                    raise
+                continue  # a network of fixed input size
+            self.inputs.append(x)
+            self.expected.append({t: outputs[t].clone() for t in tasks})
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> bool:
@@ -190,10 +161,8 @@ def _used_parameters(model: nn.Module, tasks: Sequence[str], example: Tensor) ->
     return {id(p) for p, g in zip(parameters, grads, strict=True) if g is not None}
 
 
-def _unused(
-    root: nn.Module, module: nn.Module, prefix: str, used: set[int], tied: set[int]
-) -> Iterator[str]:
-    """Names of candidates, a module before its children; one whose used parameters are all tied to outside is one too."""
+def _unused(root: nn.Module, module: nn.Module, prefix: str, used: set[int], tied: set[int]) -> Iterator[str]:
+    """Names of candidates, a module before its children; parameters tied to outside do not hold it."""
     own = {id(p) for p in module.parameters()}
     if prefix and own and (own & used <= tied and own & used <= _held_outside(root, module)):
         yield prefix
@@ -204,11 +173,13 @@ def _unused(
 def _held_outside(root: nn.Module, module: nn.Module) -> set[int]:
     """The ids of parameters that modules other than ``module`` and its children hold."""
     inside = {id(m) for m in module.modules()}
-    return {id(p) for m in root.modules() if id(m) not in inside for p in m._parameters.values() if p is not None}
+    return {
+        id(p) for m in root.modules() if id(m) not in inside for p in m._parameters.values() if p is not None
+    }
 
 
 def _try_remove(root: nn.Module, name: str, structure: Structure, check: Callable[[nn.Module], bool]) -> bool:
-    """Delete a module or put a stub in its place, wherever it is registered; undo it if the outputs change."""
+    """Delete a module or put a stub in its place, wherever it is registered; undo it if outputs change."""
     target = root.get_submodule(name)
     places = [(m, key) for m in root.modules() for key, child in m._modules.items() if child is target]
     before = [dict(m._modules) for m, _ in places]
@@ -232,17 +203,14 @@ def _try_remove(root: nn.Module, name: str, structure: Structure, check: Callabl
     return False
 
 
-# ------------------------------------------------------------------------------------------------------------- structures
-
-
 def _structures(model: nn.Module, example: Tensor) -> dict[str, Structure]:
     """What each module returned at its first call."""
     found: dict[str, Structure] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            first = next(_tensors([args, kwargs]), None)
-            found.setdefault(name, structure_of(output, None if first is None or not first.ndim else len(first)))
+            first = next(tensors_in([args, kwargs]), None)
+            found.setdefault(name, structure_of(output, None if first is None else first.shape))
 
         return hook
 
@@ -252,56 +220,3 @@ def _structures(model: nn.Module, example: Tensor) -> dict[str, Structure]:
     for handle in handles:
         handle.remove()
     return found
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            yield from _tensors(entry)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def structure_of(output: Any, batch_size: int | None) -> Structure:
-    """What a module returned, without the numbers, as JSON-able data.
-
-    Args:
-        output: Tensors in nested tuples, lists and dicts.
-        batch_size: Length of the module's input; a tensor of the same length follows it.
-
-    Returns:
-        None for what cannot be described (then the module cannot become a stub that is of use).
-
-    Example:
-        >>> structure_of((torch.zeros(2, 3), [torch.zeros(5)]), batch_size=2)
-        {'tuple': [{'tensor': [-1, 3], 'dtype': 'float32'}, {'list': [{'tensor': [5], 'dtype': 'float32'}]}]}
-    """
-    if isinstance(output, Tensor):
-        shape = list(output.shape)
-        if shape and shape[0] == batch_size:
-            shape[0] = -1
-        return {"tensor": shape, "dtype": str(output.dtype).removeprefix("torch.")}
-    if isinstance(output, (list, tuple)):
-        return {type(output).__mro__[-2].__name__: [structure_of(entry, batch_size) for entry in output]}
-    if isinstance(output, dict) and all(isinstance(key, str) for key in output):
-        return {"dict": {key: structure_of(entry, batch_size) for key, entry in output.items()}}
-    return None
-
-
-def _zeros(structure: Structure, like: Tensor | None) -> Any:
-    """Zeros in a recorded structure, as views of a single number."""
-    if structure is None:
-        return None
-    if "tensor" in structure:
-        length = like.shape[0] if like is not None and like.ndim else 1
-        shape = [length if size == -1 else size for size in structure["tensor"]]
-        device = like.device if like is not None else None
-        return torch.zeros((), dtype=getattr(torch, structure["dtype"]), device=device).expand(shape)
-    if "dict" in structure:
-        return {key: _zeros(entry, like) for key, entry in structure["dict"].items()}
-    kind, entries = next(iter(structure.items()))
-    values = [_zeros(entry, like) for entry in entries]
-    return tuple(values) if kind == "tuple" else values

@@ -1,0 +1,291 @@
+"""Checkpoint: save and load a compact network without pickle.
+
+The file (:mod:`cut.modelfile`) holds what was removed and the shape of every tensor. Loading builds the dense
+network again, removes the same parts, sets the same sizes and fills in the tensors. The dense network is
+built from the file only if it is our own :class:`cut.network.MultiTaskNet`; for any other network the caller
+gives a ``builder``. A file never names code to import.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cut.modelfile import DTYPES, is_shape, read_spec, read_tensors, write
+from cut.stub import Structure, Stub, TaskSubset
+
+_CONV = nn.modules.conv._ConvNd
+_NORM = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_OWN, _FOREIGN = "multitasknet", "foreign"
+_MAX_DEPTH, _MAX_DENSE = 16, 1 << 31
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    sparse: bool | None = None,
+) -> int:
+    """Write a model, compact or not, to a folder as ``model.json`` and ``model.safetensors``.
+
+    Args:
+        model: The network; tied weights are stored once.
+        folder: Where to; made if missing. Other files in it are left alone.
+        metadata: JSON-able facts to keep with the model, see :func:`read_metadata`.
+        sparse: Store a tensor as bit mask and non-zero values: None = where that is smaller, False = never,
+            True = every floating-point tensor.
+
+    Returns:
+        Bytes on disk of the two files.
+
+    Raises:
+        ValueError: If the model has state that is not a tensor, or metadata that is not JSON-able.
+        OSError: If the files cannot be written; the folder is then as it was.
+    """
+    network = model.module if isinstance(model, TaskSubset) else model
+    tensors, aliases = _state(network)
+    modules = dict(network.named_modules(remove_duplicate=False))
+    own = _own_spec(network)
+    spec = {
+        "kind": _FOREIGN if own is None else _OWN,
+        "network": own,
+        "tasks": _filter(model),
+        "entries": {n: list(m) for n, m in modules.items() if isinstance(m, nn.ModuleDict)},
+        "stubs": {n: m.structure for n, m in modules.items() if isinstance(m, Stub)},
+        "aliases": aliases,
+        "metadata": dict(metadata or {}),
+    }
+    return write(Path(folder), spec, tensors, sparse)
+
+
+def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The saved model in eval mode on the CPU; its outputs are those of the model that was saved, to the bit.
+
+    Args:
+        folder: What :func:`save` wrote.
+        builder: Returns the dense network that the model was made from. Not needed for a
+            :class:`cut.network.MultiTaskNet`.
+
+    Raises:
+        ValueError: If the files are missing, damaged or do not fit the network; the message says which.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    _check_spec(spec, builder)
+    tensors = read_tensors(folder, spec)
+    network = builder() if builder is not None else _build_own(spec["network"])
+    _remove_parts(network, spec)
+    _fill(network, tensors, spec["aliases"])
+    if spec["tasks"] is not None and spec["kind"] == _OWN:
+        network.select(spec["tasks"])  # type: ignore[operator]
+    elif spec["tasks"] is not None:
+        network = TaskSubset(network, spec["tasks"])
+    return network.eval()
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """What was given to :func:`save` as metadata.
+
+    Raises:
+        ValueError: If the folder holds no valid model file.
+    """
+    metadata = read_spec(Path(folder)).get("metadata")
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{folder}: 'metadata' must be an object")
+    return metadata
+
+
+# ---------------------------------------------------------------------------------------------------- saving
+
+
+def _state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, each once, and further names of tied ones: {further name: first name}."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"cannot save {name!r}: {type(value).__name__} is not a tensor")
+        if id(value) in first:
+            aliases[name] = first[id(value)]
+        else:
+            first[id(value)] = name
+            tensors[name] = value.detach().clone()
+    return tensors, aliases
+
+
+def _filter(model: Any) -> list[str] | None:
+    """The tasks that a wrapper, or the selection in our own network, leaves; None if it leaves all."""
+    if isinstance(model, TaskSubset):
+        return list(model.tasks)
+    if _own_spec(model) is None or set(model.heads) <= set(model.active):
+        return None
+    return [task for task in model.heads if task in model.active]
+
+
+def _own_spec(network: Any) -> dict[str, Any] | None:
+    """The specification of our own network, None for any other."""
+    module = sys.modules.get("cut.network")  # never imported: then it cannot be one of ours
+    return network.spec() if module is not None and type(network) is module.MultiTaskNet else None
+
+
+# -------------------------------------------------------------------------------------------------- checking
+
+
+def _check_spec(spec: Mapping[str, Any], builder: Callable[[], nn.Module] | None) -> None:
+    """Refuse a description that does not follow the schema, before anything is built."""
+    strings = (str,)
+    checks = {
+        "kind": lambda v: v in (_OWN, _FOREIGN),
+        "network": lambda v: isinstance(v, dict) if spec.get("kind") == _OWN else v is None,
+        "tasks": lambda v: v is None or (_is_list_of(v, strings) and len(v) == len(set(v)) > 0),
+        "entries": lambda v: isinstance(v, dict) and all(_is_list_of(keys, strings) for keys in v.values()),
+        "stubs": lambda v: isinstance(v, dict) and all(_is_structure(s, _MAX_DEPTH) for s in v.values()),
+        "aliases": lambda v: (
+            isinstance(v, dict) and all(isinstance(n, str) and n in spec["tensors"] for n in v.values())
+        ),
+        "metadata": lambda v: isinstance(v, dict),
+    }
+    for key, check in checks.items():
+        if key not in spec or not check(spec[key]):
+            raise ValueError(f"the model file is not valid: {key!r} is missing or has a wrong value")
+    if spec["kind"] == _FOREIGN and builder is None:
+        raise ValueError("the model file is of a foreign network: give load() a builder of the dense network")
+
+
+def _is_list_of(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, types) for entry in value)
+
+
+def _is_structure(value: Structure, depth: int) -> bool:
+    """Whether a JSON value is what :func:`cut.stub.structure_of` returns."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or depth == 0:
+        return False
+    if set(value) == {"tensor", "dtype"}:
+        return is_shape(value["tensor"], lowest=-1) and value["dtype"] in list(DTYPES)
+    if set(value) == {"dict"}:
+        return isinstance(value["dict"], dict) and all(
+            _is_structure(v, depth - 1) for v in value["dict"].values()
+        )
+    if set(value) in ({"tuple"}, {"list"}):
+        entries = next(iter(value.values()))
+        return isinstance(entries, list) and all(_is_structure(v, depth - 1) for v in entries)
+    return False
+
+
+# -------------------------------------------------------------------------------------------------- building
+
+
+def _build_own(spec: dict[str, Any]) -> nn.Module:
+    """Our own dense network; without memory if the file holds all its numbers, so that no size can hurt.
+
+    Raises:
+        ValueError: If the specification is not valid.
+    """
+    from cut.network import MultiTaskNet
+
+    try:
+        with torch.device("meta"):
+            network = MultiTaskNet.from_spec(spec)
+        size = sum(p.numel() for p in network.parameters())
+        if size > _MAX_DENSE:
+            raise ValueError(f"its dense form has {size} parameters; at most {_MAX_DENSE} are allowed")
+        return MultiTaskNet.from_spec(spec) if _holds_more(network) else network
+    except Exception as error:  # timm raises many kinds for names and sizes that it does not know
+        raise ValueError(f"the network in the model file cannot be built: {error}") from error
+
+
+def _holds_more(network: nn.Module) -> bool:
+    """Whether a network computes with tensors that a file does not hold: they must be made."""
+    stored = set(network.state_dict())
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    return any(isinstance(v, Tensor) for v in attributes) or not stored.issuperset(
+        name for name, _ in network.named_buffers()
+    )
+
+
+def _remove_parts(network: nn.Module, spec: Mapping[str, Any]) -> None:
+    """Delete the entries and put in the stubs that the file lists."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    dicts = {n for n, m in modules.items() if isinstance(m, nn.ModuleDict)}
+    for name, keys in spec["entries"].items():
+        if name not in dicts or not set(keys) <= set(modules[name]._modules):
+            raise ValueError(f"the network does not fit the model file: it has no entries {keys} in {name!r}")
+        for key in set(modules[name]._modules) - set(keys):
+            del modules[name]._modules[key]
+    for name, structure in spec["stubs"].items():
+        if not name or name not in modules:
+            raise ValueError(f"the network does not fit the model file: it has no module {name!r}")
+        parent, _, key = name.rpartition(".")
+        modules[parent]._modules[key] = Stub(structure)
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Give every layer its sizes and every name its tensor; names must agree exactly."""
+    names = {*tensors, *aliases}
+    different = names ^ set(network.state_dict())
+    if different:
+        raise ValueError(f"the network does not fit the model file: tensors {sorted(different)[:3]} differ")
+    filled: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        own = {k: tensors[aliases.get(dot + k, dot + k)] for k in _own_tensors(module) if dot + k in names}
+        _set_sizes(module, own, prefix)
+        for key, value in own.items():
+            first = aliases.get(dot + key, dot + key)
+            if key in module._parameters:
+                parameter = nn.Parameter(value, value.is_floating_point())
+                module._parameters[key] = filled.setdefault(first, parameter)  # type: ignore[assignment]
+            else:
+                module._buffers[key] = filled.setdefault(first, value)
+
+
+def _own_tensors(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters and buffers, without those of its children."""
+    return [k for k, v in [*module._parameters.items(), *module._buffers.items()] if v is not None]
+
+
+def _set_sizes(module: nn.Module, own: Mapping[str, Tensor], name: str) -> None:
+    """Set a layer's size attributes from its tensors' shapes, after checking that it can have such shapes."""
+    for key, value in own.items():
+        dense = getattr(module, key).shape
+        resizable = isinstance(module, (_CONV, nn.Linear, nn.PReLU, *_NORM))
+        fits = len(dense) == value.ndim and all(0 < s <= d for s, d in zip(value.shape, dense, strict=True))
+        if value.shape != dense and not (resizable and fits and value.shape[2:] == dense[2:]):
+            found, wanted = tuple(value.shape), tuple(dense)
+            raise ValueError(
+                f"the model file does not fit the network: {name}.{key} is {found}, dense it is {wanted}"
+            )
+    sizes = _sizes(module, own)
+    for key, value in own.items():
+        if value.ndim == 1 and sizes and len(value) != next(iter(sizes.values())):
+            raise ValueError(
+                f"the model file is not valid: {name}.{key} has {len(value)} channels, not {sizes}"
+            )
+    for attribute, size in sizes.items():
+        setattr(module, attribute, size)
+
+
+def _sizes(module: nn.Module, own: Mapping[str, Tensor]) -> dict[str, int]:
+    """The size attributes that follow from a layer's tensors, the number of channels it emits first."""
+    if isinstance(module, _CONV) and "weight" in own:
+        first, second = own["weight"].shape[:2]
+        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+            return {"out_channels": first, "in_channels": first, "groups": first}
+        emits, reads = (second, first) if module.transposed else (first, second)
+        factor = (module.groups, 1) if module.transposed else (1, module.groups)
+        return {"out_channels": emits * factor[0], "in_channels": reads * factor[1]}
+    if isinstance(module, nn.Linear) and "weight" in own:
+        return {"out_features": own["weight"].shape[0], "in_features": own["weight"].shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": len(own["weight"])}
+    lengths = [len(value) for value in own.values() if value.ndim == 1]
+    return {"num_features": lengths[0]} if isinstance(module, _NORM) and lengths else {}

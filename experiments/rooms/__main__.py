@@ -1,0 +1,108 @@
+"""Command line: ``python -m experiments.rooms render|pack|sheet|check``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from experiments.rooms import catalog, pack, produce
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; gives the exit code (2 for bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ValueError as error:
+        print(f"rooms: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.rooms", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    render = commands.add_parser("render", help="render a set of rooms")
+    render.add_argument("--out", type=Path, required=True, help="folder of the set")
+    render.add_argument("--num", type=int, default=100, help="number of rooms")
+    render.add_argument("--size", default="96x128", help="HEIGHTxWIDTH in pixels")
+    render.add_argument("--seed", type=int, default=0)
+    render.add_argument("--splits", default="train:0.75,val:0.1,test:0.15", help="NAME:SHARE,...")
+    render.add_argument("--samples", type=int, default=produce.SAMPLES, help="light paths per pixel")
+    render.add_argument("--furniture", type=Path, help="folder of the .sh3f archives")
+    render.add_argument("--processes", type=int, help="default: one per core")
+    render.set_defaults(run=_render)
+    packing = commands.add_parser("pack", help="gather the rooms a running render has finished")
+    packing.add_argument("--parts", type=Path, required=True)
+    packing.add_argument("--out", type=Path, required=True)
+    packing.set_defaults(run=_pack)
+    sheet = commands.add_parser("sheet", help="draw some rooms with all their labels")
+    sheet.add_argument("--set", type=Path, required=True)
+    sheet.add_argument("--out", type=Path, required=True)
+    sheet.set_defaults(run=_sheet)
+    check = commands.add_parser("check", help="print what a set holds")
+    check.add_argument("--set", type=Path, required=True)
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _render(options: argparse.Namespace) -> None:
+    height, width = produce.parse_size(options.size)
+    counts = produce.parse_splits(options.splits, options.num)
+    if options.samples < 1 or options.seed < 0:
+        raise ValueError(
+            f"samples ({options.samples}) must be positive and seed ({options.seed}) not negative"
+        )
+    settings = produce.Settings(
+        **counts, height=height, width=width, seed=options.seed, samples=options.samples
+    )
+    furniture = catalog.find_furniture(options.furniture)
+    meta = produce.render_set(settings, furniture, options.out, options.processes)
+    print(f"{options.out}: {meta['splits']} rooms of {height}x{width}")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    path = options.parts / "settings.json"
+    if not path.is_file():
+        raise ValueError(f"{options.parts} is not the parts folder of a render: settings.json is missing")
+    settings = json.loads(path.read_text())
+    meta = pack.pack(options.parts, options.out, (settings["height"], settings["width"]), settings["seed"])
+    print(f"{options.out}: {meta['splits']} rooms")
+
+
+def _sheet(options: argparse.Namespace) -> None:
+    from experiments.rooms.sheet import draw_sheet
+
+    draw_sheet(options.set, options.out)
+
+
+def _check(options: argparse.Namespace) -> None:
+    present = np.zeros((len(pack.SPLITS), len(catalog.CLASSES)))
+    pixels, rooms, used = np.zeros(256), np.zeros(len(pack.SPLITS)), {split: set() for split in pack.SPLITS}
+    types: dict[str, int] = {}
+    for room in pack.read_rooms(options.set):
+        counts = np.bincount(room.labels.seg.ravel(), minlength=256)
+        split = room.entry["id"].split("-")[0]
+        present[pack.SPLITS.index(split)] += counts[: len(catalog.CLASSES)] >= 20
+        rooms[pack.SPLITS.index(split)] += 1
+        pixels += counts
+        used[split].update(room.entry["models"])
+        types[room.entry["room_type"]] = types.get(room.entry["room_type"], 0) + 1
+    print(f"rooms {dict(zip(pack.SPLITS, rooms.astype(int).tolist(), strict=True))}, types {types}")
+    print("class         pixels   pictures with >= 20 pixels: all  " + "  ".join(pack.SPLITS))
+    for i, name in enumerate(catalog.CLASSES):
+        each = "  ".join(f"{share:5.1%}" for share in present[:, i] / np.maximum(rooms, 1))
+        print(f"{name:12s} {pixels[i] / pixels.sum():6.1%} {present[:, i].sum() / rooms.sum():30.1%}  {each}")
+    print(
+        f"wall + floor + ceiling {pixels[:3].sum() / pixels.sum():.1%}, without label {pixels[255] / pixels.sum():.3%}"
+    )
+    print(f"models: {({split: len(names) for split, names in used.items()})}, "
+          f"in test and elsewhere: {len(used['test'] & (used['train'] | used['val']))}")  # fmt: skip
+    sizes = [path.stat().st_size for path in options.set.iterdir() if path.is_file()]
+    print(f"files: {len(sizes)}, {sum(sizes) / 1e6:.2f} MB in all, largest {max(sizes) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
