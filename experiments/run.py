@@ -10,8 +10,13 @@ killed goes on from its last epoch.
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,19 +24,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 
-from cut import checkpoint
-from cut.compact import compact
-from cut.cost import Cost, cost, latency
+from cut import checkpoint, export
+from cut.compact import compact, keep_tasks
+from cut.cost import cost, latency
 from cut.data.base import MultiTaskData
-from cut.decomposition import owners, prunable
+from cut.decomposition import check_tasks, components, owners, prunable
 from cut.masks import component_sparsity, layer_sparsity, overlap, task_masks
 from cut.model import MultiTaskModel
 from cut.network import MultiTaskNet
 from cut.pruning import Pruning
-from cut.records import Record, config_hash
+from cut.records import Record, peak_memory
 
 
 class CLI(LightningCLI):
@@ -45,6 +52,19 @@ class CLI(LightningCLI):
         parser.add_argument("--init", type=str | None, default=None, help="folder of the dense run to start from")
         parser.add_argument("--out", type=str, default="runs/last", help="folder of this run: checkpoints, logs, models")
         parser.add_argument("--records", type=str, default="experiments/records", help="folder of records")
+
+
+    def before_instantiate_classes(self) -> None:
+        """Loggers write into the run's folder, W&B under the method's name."""
+        loggers = self.config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else []:
+            options = logger.init_args
+            if not options.get("save_dir") or options.save_dir == ".":
+                options.save_dir = self.config.out
+            if logger.class_path.endswith("WandbLogger"):
+                options.name = options.get("name") or f"{self.config.method}-{self.config.seed_everything}"
+                options.job_type = options.get("job_type") or ("dense" if self.config.pruning.budget is None else "prune")
+                Path(self.config.out).mkdir(parents=True, exist_ok=True)
 
 
 class History(pl.Callback):
@@ -98,44 +118,229 @@ def split_metrics(found: dict[str, Any], split: str) -> dict[str, float]:
     return {k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("/loss")}
 
 
-def _numbers(measured: Cost) -> dict[str, Any]:
-    return {k: v for k, v in asdict(measured).items() if v is not None}
+def _cost(network: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
+    """Cost and latency of a network for one picture, in PyTorch on one thread."""
+    numbers = {k: v for k, v in asdict(cost(network, image)).items() if v is not None}
+    with torch.no_grad():
+        numbers["latency"] = asdict(latency(lambda: network(image), threads=1)) | {"runtime": "PyTorch"}
+    return numbers
+
+
+def _onnx(
+    network: torch.nn.Module, path: Path, batch: dict[str, torch.Tensor], tasks: Sequence[str], meta: dict[str, Any]
+) -> dict[str, Any]:
+    """Export a network, check every output on real pictures, and time the file on one thread; empty without the extra."""
+    try:
+        exported = export.export_onnx(network, path, batch["image"][:1], tasks=tasks, meta=meta)
+    except ValueError as error:
+        if "extra 'export'" in str(error):
+            return {}
+        raise
+    worst = export.check_parity(path, network, [batch["image"]])
+    opened, image = export.session(path), batch["image"][:1].numpy()
+    timed = asdict(latency(lambda: opened.run(None, {"image": image}), threads=1)) | {"runtime": "ONNX Runtime"}
+    return {"bytes": exported.bytes, "opset": exported.opset, "max_abs_diff": worst, "latency": timed}
 
 
 def measure(
-    network: MultiTaskNet, pruning: Pruning, batch: dict[str, torch.Tensor], losses: Any, folder: Path, metadata: dict[str, Any]
+    network: MultiTaskNet, pruning: Pruning, batch: dict[str, torch.Tensor], losses: Any, folder: Path, meta: dict[str, Any]
 ) -> dict[str, Any]:
-    """Compact the network, save it, and count: sparsity per component and layer, mask overlap, and the cost of all forms."""
-    tasks = list(pruning.tasks or network.outputs)
-    image = batch["image"][:1]
-    network.eval().select(list(network.outputs))
+    """Compact the network and save it; sparsity by component and layer, mask overlap, and the cost of every form.
+
+    Args:
+        network: The trained network with all its heads, under the mask.
+        pruning: The callback that made the mask.
+        batch: A real batch, on the CPU.
+        losses: Losses of all tasks.
+        folder: The run's folder; the compact model goes into ``compact/``.
+        meta: Facts to keep with the model.
+
+    Returns:
+        The record's entries ``cost``, ``sparsity``, ``layer_sparsity``, ``layer_component`` and ``mask_overlap``.
+    """
+    tasks, image = list(pruning.tasks or network.outputs), batch["image"][:1]
+    mask = {n: m.cpu() for n, m in pruning.mask.items()}
+    network.cpu().eval().select(list(network.outputs))
     used = owners(network, batch, losses, list(losses))
-    result: dict[str, Any] = {"cost": {"dense_all_heads": _cost(network, image)}}
-    network.select(tasks)
-    small = compact(network, tasks, pruning.mask, batch)
-    kept_heads = compact(network, tasks, {}, batch)
-    result["cost"]["kept_heads"] = _cost(kept_heads, image)
-    folder.mkdir(parents=True, exist_ok=True)
-    size = checkpoint.save(small, folder / "compact", metadata=metadata)
-    result["cost"]["compact"] = _cost(small, image) | {"bytes": size}
-    network.select(list(network.outputs))
-    result["sparsity"] = component_sparsity(network, pruning.mask, used, tasks)
-    result["layer_sparsity"] = layer_sparsity(network, pruning.mask)
+    small = compact(network, tasks, mask, batch)
+    kept = keep_tasks(network, tasks, batch)
+    size = checkpoint.save(small, folder / "compact", metadata=meta)
+    forms = {"dense_all_heads": (network, list(network.outputs)), "kept_heads": (kept, tasks), "compact": (small, tasks)}
     weights = prunable(network)
-    result["layer_component"] = {
-        n: next((t for t in used if n in used[t]), "") if sum(n in u for u in used.values()) == 1 else "backbone"
-        for n in weights
+    result: dict[str, Any] = {
+        "cost": {
+            "dense_all_heads": _cost(network, image),
+            "kept_heads": _cost(kept, image),
+            "compact": _cost(small, image) | {"bytes": size},
+        },
+        "sparsity": component_sparsity(network, mask, used, tasks),
+        "layer_sparsity": layer_sparsity(network, mask),
+        "layer_component": {n: c for n, c in components(used, tasks).items() if n in weights},
+        "mask_overlap": {},
     }
+    for form, (net, outputs) in forms.items():
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            if form != "compact":
+                result["cost"][form]["bytes"] = checkpoint.save(net, Path(temporary) / "model")
+            if form == "compact" or (form == "kept_heads") == bool(mask):
+                path = folder / "compact.onnx" if form == "compact" else Path(temporary) / "model.onnx"
+                result["cost"][form]["onnx"] = _onnx(net, path, batch, outputs, meta)
     if len(pruning.scores) > 1:
-        keep = 1 - result["sparsity"]["kept"]
-        result["mask_overlap"] = overlap(task_masks(pruning.scores, keep))
+        found = overlap(task_masks(pruning.scores, 1 - result["sparsity"]["kept"]))
+        result["mask_overlap"] = {n: {k: round(v, 4) for k, v in pairs.items()} for n, pairs in found.items()}
     network.select(tasks)
     return result
 
 
-def _cost(network: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
-    """Cost and latency of a network for one picture, on one thread."""
-    numbers = _numbers(cost(network, image))
-    with torch.no_grad():
-        numbers["latency"] = asdict(latency(lambda: network(image), threads=1))
-    return numbers
+def _evaluate(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData) -> dict[str, dict[str, float]]:
+    """Metrics on validation and test, by the weights as they are."""
+    found = {}
+    for split, run in (("val", trainer.validate), ("test", trainer.test)):
+        run(model, datamodule=data, verbose=False)
+        found[split] = split_metrics(trainer.callback_metrics, split)
+    return found
+
+
+def _config(cli: CLI) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    text = cli.parser.dump(cli.config, skip_none=False, format="json")
+    return json.loads(text)
+
+
+def _parsed(argv: Sequence[str]) -> CLI:
+    """The command line as objects."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*args parameter is intended to run.*")
+        return CLI(
+            MultiTaskModel,
+            MultiTaskData,
+            run=False,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults={"callbacks": [History(), RichProgressBar(), ModelCheckpoint(enable_version_counter=False)]},
+            seed_everything_default=1,
+            args=list(argv),
+            parser_kwargs={"exit_on_error": False},
+        )
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says about hardware it does not use, and advice that does not apply to small sets."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*There is a wandb run already in progress.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def run(argv: Sequence[str]) -> Path:
+    """One run.
+
+    Args:
+        argv: The command line; see the module's docstring.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        ValueError: For a bad configuration, selection, budget or checkpoint.
+        KeyboardInterrupt: If the user stopped the run; the next call goes on from the last finished epoch.
+    """
+    _quiet()
+    cli = _parsed(argv)
+    options, trainer, model, data = cli.config, cli.trainer, cli.model, cli.datamodule
+    pruning = next(c for c in trainer.callbacks if isinstance(c, Pruning))
+    config = _config(cli)
+    seed = int(options.seed_everything)
+    folder = Path(options.out)
+    kept = check_tasks(pruning.tasks or list(model.tasks), list(model.tasks))
+    pruning.tasks = kept
+    target = getattr(pruning.budget, "target", getattr(pruning.budget, "ratio", None))
+    record = Record(
+        method=options.method,
+        data=data.description,
+        backbone=model.network.config.backbone,
+        weights_source=model.network.weights_source,
+        tasks=kept,
+        dropped_tasks=[t for t in model.tasks if t not in kept],
+        seed=seed,
+        config=config,
+        budget={"target": target, "achieved": 0.0},
+        metrics={},
+        higher_is_better={k: v for k, v in model.higher_is_better.items() if k.split("/")[0] in kept},
+        checkpoint=folder.name,
+    )
+    path = Path(options.records) / f"{record.id}.json"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.init is not None:
+        load_dense(model, options.init)
+    history = next(c for c in trainer.callbacks if isinstance(c, History))
+    last = folder / f"{record.id}.ckpt"
+    saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+    saver.dirpath, saver.filename = str(folder), record.id
+    if trainer.max_epochs:
+        trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    else:
+        model.select(kept)
+    record.metrics = _evaluate(trainer, model, data)
+    meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
+    batch = data.score_batches(1)[0]
+    for key, value in measure(model.network, pruning, batch, model.losses, folder, meta).items():
+        setattr(record, key, value)
+    record.budget["achieved"] = record.sparsity["kept"] if pruning.mask else 0.0
+    record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)
+    record.score_seconds, record.peak_memory = round(pruning.score_seconds, 2), peak_memory()
+    _finish(trainer, folder)
+    (folder / "last.ckpt").unlink(missing_ok=True)
+    torch.save({"state_dict": model.state_dict(), "tasks": list(model.tasks)}, folder / "last.part")
+    os.replace(folder / "last.part", folder / "last.ckpt")
+    last.unlink(missing_ok=True)
+    return record.write(options.records)
+
+
+def _finish(trainer: pl.Trainer, folder: Path) -> None:
+    """Close the loggers and say where an offline W&B run lies."""
+    for logger in trainer.loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()
+            print(f"W&B run kept offline; upload it with: wandb sync {folder}/wandb/offline-run-*")
+
+
+def _size(data: MultiTaskData) -> tuple[int, int]:
+    """Height and width of the pictures."""
+    height, width = data.score_batches(1, 1)[0]["image"].shape[-2:]
+    return int(height), int(width)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; 2 for bad input, 130 if stopped by the user."""
+    try:
+        path = run(list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

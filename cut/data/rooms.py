@@ -1,170 +1,35 @@
-"""Rooms: furnished rooms with exact labels, five dense tasks and one image-level task. A small set ships with the package.
+"""Rooms: furnished rooms with exact labels, five dense tasks and one image-level task.
 
-A set is a folder of zip shards ``<split>-<nnn>.zip`` beside a ``meta.json``. A shard holds, per room, ``<id>.jpg`` (the decoded
-JPEG *is* the picture), ``<id>.seg.png`` (class, 255 = ignore), ``<id>.normal.png`` ((n + 1) / 2 x 255), ``<id>.depth.png``
-(16-bit millimetres, 0 = unknown), and an ``index.json`` with each room's type and furniture. Edges and keypoints are computed
-from the picture (:mod:`cut.data.filters`). Test rooms hold furniture that no training room has.
+A small set ships with the package; its files are those of :mod:`cut.data.shards`. Edges and keypoints are
+computed from the picture (:mod:`cut.data.filters`). Test rooms hold furniture that no training room has.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from cut.data.base import IMAGENET_MEAN, IMAGENET_STD, MultiTaskData
+from cut.data.augmentation import Augmentation
+from cut.data.base import IMAGENET_MEAN, IMAGENET_STD, MultiTaskData, Split
 from cut.data.batch import normalise
-from cut.data.filters import edge_strength, keypoint_response
+from cut.data.shards import SPLITS, UNKNOWN_NORMAL, Shards, check_files, read_meta
 from cut.tasks import Task, classification, depth, normals, regression_map, segmentation
 
 EMBEDDED = Path(__file__).parent / "embedded"
 TASKS = ("seg", "normal", "depth", "edge", "keypoint", "scene")
-SPLITS = ("train", "val", "test")
 # Loss weights that bring the tasks' losses to one order of magnitude on this set.
 WEIGHTS = {"seg": 1.0, "normal": 3.0, "depth": 1.0, "edge": 5.0, "keypoint": 5.0, "scene": 0.3}
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Changes of training pictures that keep every label exact.
-
-    Attributes:
-        mirror: Mirror half of the pictures; the normals' x changes sign.
-        crop: Height and width of a random crop.
-    """
-
-    mirror: bool = True
-    crop: tuple[int, int] | None = None
-
-
-def read_meta(root: Path) -> dict[str, Any]:
-    """A set's ``meta.json``.
-
-    Raises:
-        ValueError: If it is missing or damaged.
-    """
-    path = root / "meta.json"
-    if not path.exists():
-        raise ValueError(f"no Rooms set in {root}: {path} is missing (make rooms OUT={root} renders one)")
-    try:
-        meta = json.loads(path.read_text())
-        for key in ("classes", "room_types", "files", "splits"):
-            meta[key]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return meta
-
-
-def check_files(root: Path, meta: dict[str, Any]) -> None:
-    """Compare every shard with its checksum.
-
-    Raises:
-        ValueError: Naming the file that is missing or damaged.
-    """
-    for name, digest in meta["files"].items():
-        path = root / name
-        if Path(name).name != name:
-            raise ValueError(f"{root / 'meta.json'} names a file outside its folder: {name!r}")
-        if not path.exists():
-            raise ValueError(f"{path} is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in meta.json")
-
-
-@dataclass
-class Room:
-    """One room, decoded to compact arrays.
-
-    Attributes:
-        picture: uint8 [H, W, 3].
-        labels: seg uint8 [H, W], normal int8 [H, W, 3] (127 = 1), depth uint16 [H, W] mm, edge and keypoint float16 [H, W].
-        scene: Room type.
-    """
-
-    picture: np.ndarray
-    labels: dict[str, np.ndarray]
-    scene: int
-
-
-class Shards:
-    """Reads rooms out of a set's zip files, each at most once.
-
-    Args:
-        root: The set's folder.
-        split: ``train``, ``val`` or ``test``.
-        meta: The set's ``meta.json``.
-    """
-
-    def __init__(self, root: Path, split: str, meta: dict[str, Any]) -> None:
-        self.types = list(meta["room_types"])
-        self.rooms: list[tuple[Path, str, str]] = []
-        for name in sorted(n for n in meta["files"] if n.startswith(f"{split}-")):
-            try:
-                with zipfile.ZipFile(root / name) as archive:
-                    index = json.loads(archive.read("index.json"))["rooms"]
-            except (zipfile.BadZipFile, KeyError, OSError, json.JSONDecodeError) as error:
-                raise ValueError(f"{root / name} is damaged: {error}") from error
-            self.rooms += [(root / name, room["id"], room["room_type"]) for room in index]
-        self.cache: dict[int, Room] = {}
-
-    def __len__(self) -> int:
-        """Number of rooms."""
-        return len(self.rooms)
-
-    def room(self, index: int) -> Room:
-        """One room; decoded when first asked for.
-
-        Raises:
-            ValueError: Naming the shard and room that cannot be read.
-        """
-        if index not in self.cache:
-            path, name, kind = self.rooms[index]
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    self.cache[index] = _decode(archive, name, self.types.index(kind))
-            except (zipfile.BadZipFile, KeyError, OSError, SyntaxError, ValueError) as error:
-                raise ValueError(f"room {name} in {path} cannot be read: {error}") from error
-        return self.cache[index]
-
-
-def _decode(archive: zipfile.ZipFile, name: str, scene: int) -> Room:
-    """One room from an open shard."""
-
-    def image(suffix: str) -> np.ndarray:
-        return np.array(Image.open(io.BytesIO(archive.read(f"{name}.{suffix}"))))
-
-    picture = image("jpg")
-    vectors = image("normal.png").astype(np.float32)
-    unknown = (vectors == 128).all(-1)
-    vectors = vectors / 127.5 - 1
-    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-6)
-    vectors[unknown] = 0
-    labels = {
-        "seg": image("seg.png"),
-        "normal": (vectors * 32767).round().astype(np.int16),
-        "depth": image("depth.png").astype(np.uint16),
-        "edge": edge_strength(picture).astype(np.float16),
-        "keypoint": keypoint_response(picture).astype(np.float16),
-    }
-    for key, label in labels.items():
-        if label.shape[:2] != picture.shape[:2]:
-            raise ValueError(f"{key} is {label.shape[:2]}, the picture is {picture.shape[:2]}")
-    return Room(picture, labels, scene)
-
-
-class RoomsSplit(Dataset[dict[str, Tensor]]):
-    """One split as a data set; items are asked for as (epoch, index).
+class RoomsSplit(Split):
+    """One split of a Rooms set.
 
     Args:
         shards: Where the rooms come from.
@@ -173,7 +38,6 @@ class RoomsSplit(Dataset[dict[str, Tensor]]):
         std: Of the input normalisation.
         augmentation: For training pictures; None changes nothing.
         seed: Of the augmentation.
-        count: Use the first so many rooms only.
     """
 
     def __init__(
@@ -184,54 +48,58 @@ class RoomsSplit(Dataset[dict[str, Tensor]]):
         std: Sequence[float],
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        count: int | None = None,
     ) -> None:
         self.shards, self.tasks, self.mean, self.std = shards, tuple(tasks), mean, std
         self.augmentation, self.seed = augmentation, seed
-        self.count = len(shards) if count is None else min(count, len(shards))
 
     def __len__(self) -> int:
         """Number of pictures."""
-        return self.count
+        return len(self.shards)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """Picture and labels, as :mod:`cut.data.batch` documents them."""
         epoch, index = key
         room = self.shards.room(index)
-        arrays = {"image": room.picture, **{t: room.labels[t] for t in self.tasks if t != "scene"}}
-        mirrored = False
+        arrays, mirrored = {"image": room.picture, **room.labels}, False
         if self.augmentation is not None:
-            arrays, mirrored = self._augmented(arrays, np.random.default_rng((self.seed, epoch, index)))
-        item = {"image": normalise(arrays.pop("image"), self.mean, self.std)}
-        for task, array in arrays.items():
-            item[task] = _tensor(task, array, mirrored)
-        if "scene" in self.tasks:
-            item["scene"] = torch.tensor(room.scene)
+            arrays, mirrored = self.augmentation(arrays, np.random.default_rng((self.seed, epoch, index)))
+        item = {"image": normalise(arrays["image"], self.mean, self.std)}
+        for task in self.tasks:
+            if task == "scene":
+                item[task] = torch.tensor(room.scene)
+            else:
+                item[task] = _tensor(task, np.ascontiguousarray(arrays[task]), mirrored)
         return item
-
-    def _augmented(self, arrays: dict[str, np.ndarray], rng: np.random.Generator) -> tuple[dict[str, np.ndarray], bool]:
-        assert self.augmentation is not None
-        height, width = arrays["image"].shape[:2]
-        crop = self.augmentation.crop or (height, width)
-        if crop[0] > height or crop[1] > width:
-            raise ValueError(f"crop {crop[0]}x{crop[1]} is larger than the pictures ({height}x{width})")
-        mirrored = self.augmentation.mirror and bool(rng.random() < 0.5)
-        top, left = int(rng.integers(height - crop[0] + 1)), int(rng.integers(width - crop[1] + 1))
-        found = {k: a[top : top + crop[0], left : left + crop[1]] for k, a in arrays.items()}
-        return {k: a[:, ::-1] if mirrored else a for k, a in found.items()}, mirrored
 
 
 def _tensor(task: str, array: np.ndarray, mirrored: bool) -> Tensor:
-    """A label as a tensor; a mirrored picture's normals point the other way in x."""
-    array = np.ascontiguousarray(array)
+    """A label as :mod:`cut.data.batch` documents it."""
     if task == "seg":
         return torch.from_numpy(array).long()
     if task == "normal":
-        vectors = torch.from_numpy(array).permute(2, 0, 1).float() / 32767
-        return vectors * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1) if mirrored else vectors
-    if task == "depth":
-        return torch.from_numpy(array.astype(np.float32))[None] / 1000
-    return torch.from_numpy(array.astype(np.float32))[None]
+        return unit_vectors(array, mirrored)
+    full = {np.dtype(np.uint16): 1000 if task == "depth" else 65535}.get(array.dtype, 1)
+    return torch.from_numpy(array.astype(np.float32))[None] / full
+
+
+def unit_vectors(pixels: np.ndarray, mirrored: bool = False) -> Tensor:
+    """Unit vectors, float32 [3, H, W], from a picture of normals, uint8 [H, W, 3].
+
+    Args:
+        pixels: (n + 1) / 2 * 255; 128, 128, 128 is unknown and gives zero.
+        mirrored: The picture is a mirrored one: x points the other way.
+
+    Example:
+        >>> pixels = np.array([[[255, 128, 128], [128, 128, 128]]], np.uint8)
+        >>> unit_vectors(pixels)[:, 0].round(decimals=2).tolist()
+        [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    """
+    raw = torch.from_numpy(pixels).permute(2, 0, 1)
+    vectors = raw.float() / 127.5 - 1
+    vectors /= (vectors * vectors).sum(0).sqrt()
+    if mirrored:
+        vectors[0] *= -1
+    return vectors * (raw != UNKNOWN_NORMAL).any(0)
 
 
 class Rooms(MultiTaskData):
@@ -245,15 +113,18 @@ class Rooms(MultiTaskData):
         seed: Seed of order, augmentation and scoring batches.
         mean: Mean of the input normalisation.
         std: Standard deviation of it.
-        augmentation: Of training pictures.
-        subset: Use the first so many pictures of each split only.
+        augmentation: Of training pictures; None mirrors half of them.
+        subset: Use the first so many training pictures only; None = all.
+
+    Raises:
+        ValueError: If there is no set, or an argument is not allowed.
     """
 
     name = "rooms"
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         tasks: Sequence[str] = TASKS,
         batch_size: int = 16,
         num_workers: int = 0,
@@ -263,14 +134,15 @@ class Rooms(MultiTaskData):
         augmentation: Augmentation | None = None,
         subset: int | None = None,
     ) -> None:
-        unknown = [t for t in tasks if t not in TASKS]
-        if unknown or len(set(tasks)) != len(tasks) or not tasks:
-            raise ValueError(f"Rooms tasks {list(tasks)}; allowed: some of {list(TASKS)}, each once")
+        unknown = [task for task in tasks if task not in TASKS]
+        if unknown:
+            raise ValueError(f"Rooms has no task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
         self.root = EMBEDDED if root is None else Path(root)
         self.meta = read_meta(self.root)
-        super().__init__([self._task(t) for t in tasks], batch_size, num_workers, seed, mean, std)
-        self.augmentation = augmentation or Augmentation()
-        self.subset = subset
+        self.augmentation = Augmentation() if augmentation is None else augmentation
+        self.augmentation.check(tuple(self.meta["size"]))
+        found = [self._task(task) for task in tasks]
+        super().__init__(found, batch_size, num_workers, seed, mean, std, subset)
 
     def _task(self, name: str) -> Task:
         weight = WEIGHTS[name]
@@ -282,23 +154,22 @@ class Rooms(MultiTaskData):
             return normals(weight=weight)
         return depth(weight=weight) if name == "depth" else regression_map(name, weight)
 
-    def setup(self, stage: str | None = None) -> None:
+    def load(self) -> dict[str, Split]:
         """Check all files and open the splits.
 
         Raises:
             ValueError: If a file is missing or damaged.
         """
-        if self.splits:
-            return
         check_files(self.root, self.meta)
-        names = [t.name for t in self.tasks]
-        shards = {split: Shards(self.root, split, self.meta) for split in SPLITS}
-        plain = {s: RoomsSplit(shards[s], names, self.mean, self.std, count=self.subset) for s in SPLITS}
-        augmented = RoomsSplit(shards["train"], names, self.mean, self.std, self.augmentation, self.seed, self.subset)
-        self.splits = {"train": augmented, "val": plain["val"], "test": plain["test"], "plain": plain["train"]}
+        names = [task.name for task in self.tasks]
+        shards = {split: Shards(self.root, split, self.meta, names) for split in SPLITS}
+        plain = {split: RoomsSplit(shards[split], names, self.mean, self.std) for split in SPLITS}
+        train = RoomsSplit(shards["train"], names, self.mean, self.std, self.augmentation, self.seed)
+        return {"train": train, "val": plain["val"], "test": plain["test"], "plain": plain["train"]}
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name, seed, sizes and the hash of the set's file list, for records."""
-        digest = hashlib.sha256(json.dumps(self.meta["files"], sort_keys=True).encode()).hexdigest()[:12]
-        return super().description | {"set_seed": self.meta.get("seed"), "size": self.meta.get("size"), "hash": digest}
+        """Name, seed, pictures per split, size, version and hash of the set's ``meta.json``, for records."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode()).hexdigest()[:12]
+        facts = {"size": list(self.meta["size"]), "version": self.meta.get("version"), "hash": digest}
+        return super().description | facts

@@ -1,49 +1,54 @@
-"""Sampling: an order of the data that depends on seed and epoch only, so that stop and resume equals running through."""
+"""Sampling: an order that depends on seed and epoch only, so that stop and resume equals running through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 
-class SeededSampler(DistributedSampler):
-    """Yields (epoch, index): a data set can make its augmentation a pure function of (seed, epoch, index).
+def _place() -> tuple[int, int]:
+    """Number of processes and this one's rank."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
 
-    It is a distributed sampler for any number of processes, one included, so Lightning keeps it and calls ``set_epoch``.
+
+class SeededSampler(DistributedSampler[Any]):
+    """Pairs (epoch, index), shuffled anew in each epoch.
+
+    Augmentation can so be a function of seed, epoch and index. Being a distributed sampler for any number of
+    processes, one included, it is kept by Lightning, which calls ``set_epoch``. Processes get equal parts;
+    the last ones repeat pictures where the number is not divisible.
 
     Args:
         dataset: The data set.
         seed: Seed of the order.
-        shuffle: Whether the order changes from epoch to epoch.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int = 0, shuffle: bool = True) -> None:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world = torch.distributed.get_world_size() if ready else 1
-        rank = torch.distributed.get_rank() if ready else 0
-        super().__init__(dataset, world, rank, shuffle=shuffle, seed=seed, drop_last=False)
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
+        super().__init__(dataset, *_place(), shuffle=True, seed=seed, drop_last=False)
 
     def __iter__(self) -> Iterator[Any]:
         """Pairs of epoch and index."""
-        for index in super().__iter__():
-            yield self.epoch, index
+        epoch = self.epoch
+        return ((epoch, index) for index in super().__iter__())
 
 
-class PartSampler(torch.utils.data.Sampler[Any]):
-    """Every process's own part of the data in order, without the repeats that make parts equal: for exact evaluation.
+class PartSampler(DistributedSampler[Any]):
+    """Pairs (0, index): each process's own part of the data in order, without repeats, for exact evaluation.
+
+    It is a distributed sampler only so that Lightning does not divide it among the processes once more.
 
     Args:
         dataset: The data set.
     """
 
-    def __init__(self, dataset: Sized) -> None:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world = torch.distributed.get_world_size() if ready else 1
-        rank = torch.distributed.get_rank() if ready else 0
-        self.indices = range(rank, len(dataset), world)
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        super().__init__(dataset, *_place(), shuffle=False)
+        self.indices = range(self.rank, len(dataset), self.num_replicas)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         """Pairs of epoch 0 and index."""

@@ -1,4 +1,4 @@
-"""Synthetic: pictures of coloured shapes with consistent labels, made from a seed. For tests and smoke runs, not for claims."""
+"""Synthetic: coloured shapes with consistent labels, made from a seed. For tests, not for claims."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from cut.data.base import IMAGENET_MEAN, IMAGENET_STD, MultiTaskData
+from cut.data.base import IMAGENET_MEAN, IMAGENET_STD, MultiTaskData, Split
 from cut.data.batch import normalise
-from cut.data.filters import edge_strength, keypoint_response
+from cut.data.filters import FILTERS
 from cut.tasks import Task, classification, depth, normals, regression_map, segmentation
 
 CLASSES = ("background", "disc", "box", "stripe")
 SCENES = ("few", "many")
 TASKS = ("seg", "normal", "depth", "edge", "keypoint", "scene")
+COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], float)
 
 
 def shapes(rng: np.random.Generator, height: int, width: int) -> dict[str, np.ndarray]:
-    """One picture with its labels: shapes of a class each, tilted planes at a depth that their brightness shows."""
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    """One picture with its labels: tilted flat shapes, later ones in front of earlier ones.
+
+    All labels can be read off the picture: hue shows the class, brightness the depth, tint the tilt, and the
+    scene is whether there are more than three shapes.
+
+    Returns:
+        ``image`` uint8 [H, W, 3], ``seg`` int64 [H, W], ``normal`` [H, W, 3], ``depth`` [H, W], ``scene`` [].
+    """
+    longer = max(height, width)
+    y, x = np.mgrid[0:height, 0:width] / longer
     seg = np.zeros((height, width), np.int64)
     far = 4 - y
     normal = np.broadcast_to(np.array([0.0, 0.0, 1.0]), (height, width, 3)).copy()
@@ -29,27 +37,34 @@ def shapes(rng: np.random.Generator, height: int, width: int) -> dict[str, np.nd
     number = int(rng.integers(1, 6))
     for _ in range(number):
         kind = int(rng.integers(1, len(CLASSES)))
-        cx, cy, size = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9) * height / max(height, width), rng.uniform(0.1, 0.25)
-        dx, dy = x - cx, y - cy
-        inside = [np.hypot(dx, dy) < size, np.maximum(abs(dx), abs(dy)) < size, abs(dx + dy) < size / 2][kind - 1]
-        tilt = rng.uniform(-0.5, 0.5, 2)
-        near = rng.uniform(1, 3)
-        seg[inside] = kind
-        far[inside] = near
+        size = rng.uniform(0.1, 0.25)
+        dx = x - rng.uniform(0.1, 0.9) * width / longer
+        dy = y - rng.uniform(0.1, 0.9) * height / longer
+        distance = (np.hypot(dx, dy), np.maximum(abs(dx), abs(dy)), abs(dx + dy) * 2)[kind - 1]
+        inside = distance < size
+        tilt, near = rng.uniform(-0.5, 0.5, 2), rng.uniform(1, 3)
+        seg[inside], far[inside] = kind, near
         normal[inside] = np.array([*tilt, 1.0]) / np.sqrt(1 + (tilt**2).sum())
-        base = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]][kind - 1], float) * (1.3 - near / 4)
-        colour[inside] = base + 40 * np.array([tilt[0], tilt[1], 0])
+        colour[inside] = COLOURS[kind - 1] * (1.3 - near / 4) + 40 * np.array([*tilt, 0])
     picture = (colour + rng.normal(0, 4, colour.shape)).clip(0, 255).astype(np.uint8)
-    return {"image": picture, "seg": seg, "normal": normal, "depth": far, "scene": np.array(int(number > 3))}
+    scene = np.array(int(number > 3))
+    return {"image": picture, "seg": seg, "normal": normal, "depth": far, "scene": scene}
 
 
-class Shapes(Dataset[dict[str, Tensor]]):
-    """Pictures made on demand; items are asked for as (epoch, index), the epoch changes nothing."""
+class Shapes(Split):
+    """Pictures made on demand; the epoch changes nothing.
+
+    Args:
+        tasks: Label keys.
+        size: Height and width.
+        count: Number of pictures.
+        seeds: Seed of the set and of the split.
+    """
 
     def __init__(
-        self, tasks: Sequence[str], size: tuple[int, int], count: int, seed: int, mean: Sequence[float], std: Sequence[float]
+        self, tasks: Sequence[str], size: tuple[int, int], count: int, seeds: tuple[int, int]
     ) -> None:
-        self.tasks, self.size, self.count, self.seed, self.mean, self.std = tasks, size, count, seed, mean, std
+        self.tasks, self.size, self.count, self.seeds = tuple(tasks), size, count, seeds
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -57,12 +72,13 @@ class Shapes(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """Picture and labels, as :mod:`cut.data.batch` documents them."""
-        found = shapes(np.random.default_rng((self.seed, key[1])), *self.size)
-        item = {"image": normalise(found["image"], self.mean, self.std)}
+        if not 0 <= key[1] < self.count:
+            raise IndexError(f"picture {key[1]}; there are {self.count}")
+        found = shapes(np.random.default_rng((*self.seeds, key[1])), *self.size)
+        item = {"image": normalise(found["image"], IMAGENET_MEAN, IMAGENET_STD)}
         for task in self.tasks:
-            if task in ("edge", "keypoint"):
-                filter_ = edge_strength if task == "edge" else keypoint_response
-                item[task] = torch.from_numpy(filter_(found["image"]))[None]
+            if task in FILTERS:
+                item[task] = torch.from_numpy(FILTERS[task](found["image"]))[None]
             elif task == "normal":
                 item[task] = torch.from_numpy(found[task]).permute(2, 0, 1).float()
             elif task == "depth":
@@ -82,6 +98,9 @@ class Synthetic(MultiTaskData):
         batch_size: Pictures per batch and process.
         num_workers: Loader processes.
         seed: Seed of pictures, order and scoring batches.
+
+    Raises:
+        ValueError: If an argument is not allowed.
     """
 
     name = "synthetic"
@@ -95,24 +114,32 @@ class Synthetic(MultiTaskData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        unknown = [t for t in tasks if t not in TASKS]
-        if unknown or not tasks:
-            raise ValueError(f"synthetic tasks {list(tasks)}; allowed: some of {list(TASKS)}")
-        super().__init__([self._task(t) for t in tasks], batch_size, num_workers, seed, IMAGENET_MEAN, IMAGENET_STD)
-        self.size, self.num = tuple(size), num
+        unknown = [task for task in tasks if task not in TASKS]
+        if unknown:
+            raise ValueError(f"the synthetic set has no task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
+        if min(size) < 2 or num < 1:
+            raise ValueError(
+                f"size {tuple(size)}, num {num}; allowed: sides of at least 2, num of at least 1"
+            )
+        super().__init__([self._task(task) for task in tasks], batch_size, num_workers, seed)
+        self.size, self.num = (int(size[0]), int(size[1])), num
 
     @staticmethod
     def _task(name: str) -> Task:
-        simple = {"seg": segmentation(CLASSES), "normal": normals(), "depth": depth(), "scene": classification(SCENES)}
+        simple = {
+            "seg": segmentation(CLASSES),
+            "normal": normals(),
+            "depth": depth(),
+            "scene": classification(SCENES),
+        }
         return simple.get(name) or regression_map(name)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Make the splits; their pictures differ."""
-        if self.splits:
-            return
-        names = [t.name for t in self.tasks]
+    def load(self) -> dict[str, Split]:
+        """Splits whose pictures differ."""
+        names = [task.name for task in self.tasks]
         counts = {"train": self.num, "val": max(1, self.num // 4), "test": max(1, self.num // 4)}
-        for i, (split, count) in enumerate(counts.items()):
-            size = (int(self.size[0]), int(self.size[1]))
-            self.splits[split] = Shapes(names, size, count, 1_000_003 * self.seed + i, self.mean, self.std)
-        self.splits["plain"] = self.splits["train"]
+        found: dict[str, Split] = {
+            split: Shapes(names, self.size, count, (self.seed, number))
+            for number, (split, count) in enumerate(counts.items())
+        }
+        return found | {"plain": found["train"]}

@@ -1,13 +1,13 @@
-"""Command line: ``python -m experiments.rooms render|pack|sheet|check``."""
+"""Command line: ``python -m experiments.rooms render|pack|sheet|check|attribution``."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from experiments.rooms import catalog, pack, produce
+from experiments.rooms.attribution import write_attribution
+from experiments.rooms.check import describe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="print what a set holds")
     check.add_argument("--set", type=Path, required=True)
     check.set_defaults(run=_check)
+    attribution = commands.add_parser("attribution", help="write who made the furniture that a set shows")
+    attribution.add_argument("--set", type=Path, required=True)
+    attribution.add_argument("--out", type=Path, required=True)
+    attribution.add_argument("--furniture", type=Path, help="folder of the .sh3f archives")
+    attribution.set_defaults(run=_attribution)
     return parser
 
 
@@ -78,30 +83,12 @@ def _sheet(options: argparse.Namespace) -> None:
     draw_sheet(options.set, options.out)
 
 
+def _attribution(options: argparse.Namespace) -> None:
+    write_attribution(options.set, catalog.find_furniture(options.furniture), options.out)
+
+
 def _check(options: argparse.Namespace) -> None:
-    present = np.zeros((len(pack.SPLITS), len(catalog.CLASSES)))
-    pixels, rooms, used = np.zeros(256), np.zeros(len(pack.SPLITS)), {split: set() for split in pack.SPLITS}
-    types: dict[str, int] = {}
-    for room in pack.read_rooms(options.set):
-        counts = np.bincount(room.labels.seg.ravel(), minlength=256)
-        split = room.entry["id"].split("-")[0]
-        present[pack.SPLITS.index(split)] += counts[: len(catalog.CLASSES)] >= 20
-        rooms[pack.SPLITS.index(split)] += 1
-        pixels += counts
-        used[split].update(room.entry["models"])
-        types[room.entry["room_type"]] = types.get(room.entry["room_type"], 0) + 1
-    print(f"rooms {dict(zip(pack.SPLITS, rooms.astype(int).tolist(), strict=True))}, types {types}")
-    print("class         pixels   pictures with >= 20 pixels: all  " + "  ".join(pack.SPLITS))
-    for i, name in enumerate(catalog.CLASSES):
-        each = "  ".join(f"{share:5.1%}" for share in present[:, i] / np.maximum(rooms, 1))
-        print(f"{name:12s} {pixels[i] / pixels.sum():6.1%} {present[:, i].sum() / rooms.sum():30.1%}  {each}")
-    print(
-        f"wall + floor + ceiling {pixels[:3].sum() / pixels.sum():.1%}, without label {pixels[255] / pixels.sum():.3%}"
-    )
-    print(f"models: {({split: len(names) for split, names in used.items()})}, "
-          f"in test and elsewhere: {len(used['test'] & (used['train'] | used['val']))}")  # fmt: skip
-    sizes = [path.stat().st_size for path in options.set.iterdir() if path.is_file()]
-    print(f"files: {len(sizes)}, {sum(sizes) / 1e6:.2f} MB in all, largest {max(sizes) / 1e6:.2f} MB")
+    print(describe(options.set))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The furniture: which models there are, what each one is for, and which of them only test rooms may use."""
 
 import hashlib
-import os
 import re
 import subprocess
 import tempfile
@@ -67,10 +66,12 @@ _SKIPPED_CATEGORY = "Vehicles|Characters|Staircases"
 _SKIPPED = (
     r"hospital|mezzanine|\bair |garage|elevator|street|park|lamppost|flashlight|camping|stone lantern|wheel|"
     r"relax|beach|deck|pool|tennis|football|railing|fence|chimney|furnace|plug|socket|switch|sconce|arched|"
-    r"shutter|porch col|rails|hut|extinguisher|emergency|swing|umbrella|pallet|corner (cab|sofa)|lower corner|"
-    r"upper corner|sign\b|hanger|fan$|swimming|jacuzzi|sandpit|fountain|rowboat|hydrant|sidewalk|column|"
+    r"shutter|porch col|rails|hut|extinguisher|emergency|swing|umbrella|pallet|corner (cab|sofa)|"
+    r"(lower|upper) corner|sign\b|hanger|fan$|swimming|jacuzzi|sandpit|fountain|rowboat|hydrant|sidewalk|"
+    r"column|"
     r"surveillance|cctv|pine|blind|shower (head|door|curtain)|cooktop|induction|^stove$|smoke|bench press|"
-    r"abdominal|bonsai|antique|deep fryer|chandelier|treadmill|fitness|basketball net|trampoline|antenna|external"
+    r"abdominal|bonsai|antique|deep fryer|chandelier|treadmill|fitness|basketball net|trampoline|antenna|"
+    r"external"
 )
 RULES = (
     Rule("fridge", "appliance", r"fridge|refrigerator|chest freezer"),
@@ -109,14 +110,15 @@ RULES = (
     Rule("dresser", "cabinet", r"dresser|\bchest$|changing table|contemporary living room"),
     Rule("dresser", "cabinet", r"^box$", "Living|Office", 0.8),
     Rule("filing", "cabinet", r"filing cabinet|^safe$|locker"),
-    Rule("ceiling_lamp", "lamp", r"hanging|pendant|ceiling lamp|fluorescent light|track|^lamp$", "Lights", raised=1),
+    Rule("ceiling_lamp", "lamp", r"hanging|pendant|ceiling lamp|fluorescent light|track|^lamp$", "Lights",
+         raised=1),
     Rule("wall_lamp", "lamp", r"wall|porch|outdoor", "Lights"),
     Rule("floor_lamp", "lamp", r"lamp|lantern", "Lights", 0.7, 1.9),
     Rule("table_lamp", "lamp", r"lamp|candle|lantern", "Lights", 0.12, 0.7),
     Rule("plant", "plant", r"plant|ficus|yucca|flower|tulip|orchid|lily|spath|bamboo",
          "Living|Kitchen", 0.45, 2.1),
-    Rule("small_plant", "plant", r"plant|flower|tulip|cactus|orchid|lily|bamboo", "Living|Exterior",
-         0.1, 0.6),
+    Rule("small_plant", "plant", r"plant|flower|tulip|cactus|orchid|lily|bamboo",
+         "Living|Exterior", 0.1, 0.6),
     Rule("window", "door_window", r"window", "Doors"),
     Rule("door", "door_window", r"door", "Doors"),
     Rule("rug", "other", r"rug$|carpet|bathmat|doormat", high=0.05),
@@ -126,11 +128,13 @@ RULES = (
          r"recycling|trunck|backpack|potty|barrel|crate|bicycle|indoor bike|clothes horse|ladder|punching",
          low=0.17, high=1.9),
     Rule("decoration", "other",
-         r"vase|book$|pottery|frame|radio|clock|phone|globe|deer|mini stereo|mp3|doll$|train|gift|chess|camera",
+         r"vase|book$|pottery|frame|radio|clock|phone|globe|deer|mini stereo|mp3|doll$|train|gift|chess|"
+         r"camera",
          "Living|Misc|Bedroom|Office", 0.05, 0.6),
     Rule("office_item", "other", r"printer|letter tray|calendar|penbox|phone|headphones|book$", high=0.4),
     Rule("kitchen_item", "other",
-         r"bowl|jar|bottle|apples|bread|knife|tools|pan$|teapot|kettle|scale|pot$|cake|towel holder|fruits|milk|plate",
+         r"bowl|jar|bottle|apples|bread|knife|tools|pan$|teapot|kettle|scale|pot$|cake|towel holder|fruits|"
+         r"milk|plate",
          "Kitchen", 0.05, 0.5),
     Rule("bath_item", "other", r"towel|brush|clothes basket|step|soap", "Bathroom", 0.1),
 )  # fmt: skip
@@ -149,7 +153,7 @@ def find_furniture(folder: str | Path | None = None, cache: str | Path | None = 
     """
     if folder is not None:
         return _checked(Path(folder))
-    cache = Path(cache or os.environ.get("CUT_CACHE", Path.home() / ".cache" / "cut")) / "furniture"
+    cache = Path(cache or Path.home() / ".cache" / "cut" / "furniture")
     unpacked = cache / "usr/share/sweethome3d/furniture"
     for place in (INSTALLED, unpacked):
         if all((place / f"{library}.sh3f").is_file() for library in LIBRARIES):

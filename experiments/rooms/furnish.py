@@ -112,11 +112,10 @@ def _living_room(plan: Plan) -> None:
         coffee = _before(plan, item, plan.pick("coffee_table"), plan.rng.uniform(0.25, 0.5), facing=False)
         _some(plan, coffee, ("decoration", "small_plant", "decoration"), 2)
         for side in (-1, 1):
-            stand = _beside(
-                plan, item, wall, along, plan.pick("bedside", "floor_lamp", "plant", "armchair"), side
-            )
-            if stand is not None and stand.model.role == "bedside":
-                plan.on_top(stand, plan.pick("table_lamp", "small_plant"))
+            beside = plan.pick("bedside", "floor_lamp", "plant", "armchair")
+            end = _beside(plan, item, wall, along, beside, side)
+            if end is not None and end.model.role == "bedside":
+                plan.on_top(end, plan.pick("table_lamp", "small_plant"))
     stand = plan.against_wall(plan.pick("tv_stand", "dresser"), (*opposite, 0, 1))
     if stand is not None and stand[0].model.top < 1.2:
         plan.on_top(stand[0], plan.pick("tv"))

@@ -1,4 +1,4 @@
-"""A model's geometry: triangles in metres, standing on the origin and facing +z, with colours and textures."""
+"""A model's geometry: triangles in metres that stand on the origin and face +z, coloured and textured."""
 
 import io
 import posixpath
@@ -81,7 +81,7 @@ def load(furniture: Path, model: Model) -> tuple[Part, ...]:
         model: Which model; the result is kept for the next call.
     """
     archive = _archive(furniture / f"{model.library}.sh3f")
-    scene = trimesh.load(
+    scene: Any = trimesh.load(
         io.BytesIO(archive.read(model.path)),
         file_type="obj",
         resolver=_Archive(archive, posixpath.dirname(model.path)),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from experiments.rooms.catalog import CLASSES
+from experiments.rooms.labels import Labels
 from experiments.rooms.plan import ROOM_TYPES
-from experiments.rooms.view import Labels
 
 SPLITS = ("train", "val", "test")
 PER_SHARD = 100

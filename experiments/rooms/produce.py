@@ -1,10 +1,14 @@
 """A whole set: one job per room, on all cores, taken up again where it was stopped."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -25,11 +29,10 @@ from experiments.rooms.catalog import Model, read_catalog
 from experiments.rooms.furnish import furnish
 from experiments.rooms.pack import SPLITS, Room, pack, write_atomically, write_part
 from experiments.rooms.plan import ROOM_TYPES
-from experiments.rooms.scene import build
-from experiments.rooms.view import Eye, choose
 
 SAMPLES = 16
 SMALLEST, LARGEST = 16, 1024
+NEEDED = ("mitsuba", "trimesh", "embreex", "pyoidn")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def parse_splits(text: str, num: int) -> dict[str, int]:
     return {name: int(count) for name, count in zip(SPLITS, np.diff(edges), strict=True)}
 
 
+Job = tuple[Settings, Path, Path, str, int]
+
+
 @cache
 def _models(furniture: Path) -> tuple[Model, ...]:
     return tuple(read_catalog(furniture))
@@ -105,7 +111,10 @@ def make_room(settings: Settings, furniture: Path, split: str, number: int) -> R
         split: Test rooms use the held-out models and no others; train and val use the rest.
         number: Which room of its split.
     """
-    from experiments.rooms.render import render  # starts Mitsuba, which the rest does without
+    # These need the extra "render", which reading and drawing a set does without.
+    from experiments.rooms.render import render
+    from experiments.rooms.scene import build
+    from experiments.rooms.view import Eye, choose
 
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
     models = [model for model in _models(furniture) if model.held_out == (split == "test")]
@@ -138,8 +147,11 @@ def render_set(
         processes: How many at once; default one for each core.
 
     Raises:
-        ValueError: The folder cannot be written, or holds rooms of other settings.
+        ValueError: The folder cannot be written or holds rooms of other settings, or the extra "render" is
+            not installed.
+        RuntimeError: A process died; the same call goes on from there.
     """
+    _require_renderer()
     parts = _open(out, settings)
     if parts is None:
         meta: dict[str, Any] = json.loads((out / "meta.json").read_text())
@@ -151,25 +163,51 @@ def render_set(
         TimeRemainingColumn(),
     )  # fmt: skip
     tasks = [(settings, furniture, parts, *job) for job in jobs]
-    context = multiprocessing.get_context("spawn")
     workers = max(1, min(processes or os.cpu_count() or 1, len(jobs)))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("rooms", total=total, completed=total - len(jobs))
-        with context.Pool(workers, _be_single_threaded) as pool:
-            for _ in pool.imap_unordered(_work, tasks):
-                progress.advance(bar)
+        for _ in map(_work, tasks) if workers == 1 else _in_parallel(tasks, workers):
+            progress.advance(bar)
     meta = pack(parts, out, (settings.height, settings.width), settings.seed)
     write_atomically(out / "settings.json", _text(settings))
     shutil.rmtree(parts)
     return meta
 
 
-def _be_single_threaded() -> None:
+def _require_renderer() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"rendering needs {', '.join(missing)}: pip install 'cut[render]'")
+
+
+def _in_parallel(tasks: list[Job], workers: int) -> Iterable[None]:
+    """Work on all tasks at once; yields after each."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        for done in as_completed([pool.submit(_work, task) for task in tasks]):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError("a rendering process died; run the same command again to go on") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread for each process, and an end with the parent, however that ended."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OIDN_NUM_THREADS"):
         os.environ[name] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _work(task: tuple[Settings, Path, Path, str, int]) -> None:
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(task: Job) -> None:
     settings, furniture, parts, split, number = task
     write_part(parts, make_room(settings, furniture, split, number))
 

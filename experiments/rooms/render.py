@@ -1,4 +1,4 @@
-"""The picture of a view: light traced by Mitsuba, cleaned by Open Image Denoise, developed like a photograph."""
+"""The picture of a view: light traced by Mitsuba, cleaned by Open Image Denoise and then developed."""
 
 import os
 from typing import Any
@@ -60,7 +60,8 @@ def render(eye: Eye, camera: Camera, height: int, width: int, samples: int, seed
 
 
 def _trace(scene: Any, seed: int) -> Array:
-    return np.nan_to_num(np.array(mi.render(scene, seed=seed), np.float32), posinf=0.0).clip(0)
+    light: Any = mi.render(scene, seed=seed)  # type: ignore[arg-type]
+    return np.nan_to_num(np.array(light, np.float32), posinf=0.0).clip(0)
 
 
 def _denoise(light: Array, guides: tuple[Array, Array]) -> Array:

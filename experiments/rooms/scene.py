@@ -1,7 +1,8 @@
 """A planned room as triangles: walls with holes, floor, ceiling, furniture and the light sources."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _brightness(part: Part) -> float:
 
 
 def _shade(pieces: tuple[Part, ...]) -> Part | None:
-    """The part of a lamp that shines: its largest bright one. (More sources would only bring grain.)"""
+    """The part of a lamp that shines: its largest bright one; more sources would only bring grain."""
     bright = [part for part in pieces if part.label == LAMP and _brightness(part) > 0.5]
     return max(bright, key=lambda part: float(np.ptp(part.vertices, 0).prod()), default=None)
 
@@ -90,7 +91,7 @@ def _lit(part: Part, mood: Mood) -> Part:
     return replace(part, emission=seen * mood.lamp / mood.lamp.max() * 1.6, image=None, uv=None, opacity=1.0)
 
 
-def quad(corners: list[tuple[float, ...]], label: int, colour: Points, **extra: Any) -> Part:
+def quad(corners: Sequence[tuple[float, ...]], label: int, colour: Points, **extra: Any) -> Part:
     """Two triangles over four corners, given in turn."""
     faces = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
     return Part(np.array(corners, np.float32), faces, np.asarray(colour, float), label, **extra)
@@ -125,7 +126,10 @@ def _bytes(picture: Points) -> Points:
 
 def _wall(plan: Plan, wall: int, image: Points) -> Part:
     """One wall: the rectangles that its holes leave over."""
-    height, vertices, faces, uv = plan.size[1], [], [], []
+    height = plan.size[1]
+    vertices: list[tuple[float, float, float]] = []
+    faces: list[tuple[int, int, int]] = []
+    uv: list[tuple[float, float]] = []
     holes = [opening.hole for opening in plan.openings if opening.wall == wall]
     for left, right, bottom, top in _rectangles(plan.length(wall), height, holes):
         start = len(vertices)
@@ -146,8 +150,8 @@ def _rectangles(
     """Cut a wall into the cells of a grid along the edges of its holes and leave the holes out."""
     across = sorted({0.0, length, *(edge for hole in holes for edge in hole[:2])})
     up = sorted({0.0, height, *(edge for hole in holes for edge in hole[2:])})
-    for left, right in zip(across, across[1:], strict=False):
-        for bottom, top in zip(up, up[1:], strict=False):
+    for left, right in pairwise(across):
+        for bottom, top in pairwise(up):
             x, y = (left + right) / 2, (bottom + top) / 2
             if not any(hole[0] < x < hole[1] and hole[2] < y < hole[3] for hole in holes):
                 yield left, right, bottom, top

@@ -8,10 +8,10 @@ import trimesh
 from numpy.typing import NDArray
 
 from experiments.rooms.catalog import CLASSES
+from experiments.rooms.labels import IGNORE, Labels
 from experiments.rooms.models import Part
 from experiments.rooms.plan import Plan
 
-IGNORE = 255
 KEY_CLASS = {
     "living_room": ("sofa",),
     "bedroom": ("bed",),
@@ -46,21 +46,6 @@ class Camera:
         y = (1 - (np.arange(height) + 0.5) / height * 2) * reach * height / width
         directions = forward + x[None, :, None] * right + y[:, None, None] * up
         return (directions / np.linalg.norm(directions, axis=2, keepdims=True)).reshape(-1, 3)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a picture shows.
-
-    Attributes:
-        seg: [H, W] class, uint8; 255 where nothing was hit.
-        normal: [H, W, 3] unit vectors in the camera frame (x right, y up, z to the camera); 0 = unknown.
-        depth: [H, W] metres along the optical axis; 0 = unknown.
-    """
-
-    seg: Array
-    normal: Array
-    depth: Array
 
 
 class Eye:

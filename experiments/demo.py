@@ -1,0 +1,153 @@
+"""The demo: a dense multi-task model, a compact one for the chosen tasks, two rivals, an ONNX file and a page to look at.
+
+``make demo [TASKS="seg normal depth"] [SPARSITY=0.9]``. What is done is not done again; after Ctrl-C the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cut import checkpoint, drawing
+from cut.data.batch import picture
+from cut.data.rooms import Rooms
+from cut.decomposition import check_tasks
+from cut.network import MultiTaskNet
+from cut.records import Record, read, write_atomically
+from experiments.report import write_report
+from experiments.run import run
+from experiments.summary import print_table, rows
+
+DENSE_TASKS = ("seg", "normal", "depth", "edge")
+METHODS = ("cut", "magnitude", "disparse")
+GALLERY = 6
+SHOWN = {"seg": "seg/miou", "normal": "normal/mean", "depth": "depth/rel", "edge": "edge/l1"}
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def _common(method: str, folder: Path, records: Path, seed: int, epochs: int, rate: float) -> list[str]:
+    """The command line that all runs of the demo share: one data set, one model, one optimiser."""
+    files = ["trainer/default", "data/rooms", "model/mobilenetv2", f"pruning/{method}", "logger/wandb"]
+    line = [part for f in files for part in ("--config", str(CONFIGS / f"{f}.yaml"))]
+    return [
+        *line,
+        f"--seed_everything={seed}",
+        f"--data.init_args.seed={seed}",
+        f"--trainer.max_epochs={epochs}",
+        f"--model.init_args.optimizer.init_args.lr={rate}",
+        f"--out={folder}",
+        f"--records={records}",
+    ]
+
+
+def gallery(data: Rooms, dense: MultiTaskNet, models: dict[str, torch.nn.Module], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Pictures, labels and predictions of some test rooms, spread over the set."""
+    data.setup("test")
+    test = data.splits["test"]
+    kinds = {t.name: t.kind for t in data.tasks}
+    result = []
+    for index in np.linspace(0, len(test) - 1, GALLERY).round().astype(int):  # type: ignore[arg-type]
+        item = test[0, int(index)]
+        shown = {t: {"label": item[t].numpy()} for t in tasks}
+        with torch.no_grad():
+            for name, model in {"dense": dense, **models}.items():
+                outputs = model(item["image"][None])
+                for task in tasks:
+                    shown[task][name] = outputs[task][0].numpy()
+        far = float(item["depth"].max()) if "depth" in item else 6.0
+        drawn = {
+            t: {who: drawing.output(kinds[t], a, near=0.5, far=far) for who, a in panels.items()} for t, panels in shown.items()
+        }
+        result.append({"id": str(index), "picture": picture(item["image"], data.mean, data.std), "tasks": drawn})
+    return result
+
+
+def _dense_network(folder: Path) -> MultiTaskNet:
+    """The dense network out of its run's folder."""
+    network = checkpoint.load(folder / "compact")
+    assert isinstance(network, MultiTaskNet)
+    return network.eval()
+
+
+def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> None:
+    """Files for the user: the compact model, the ONNX file, the page and the summary."""
+    folders = {r.method: out / r.checkpoint for r in pruned}
+    shutil.rmtree(out / "compact", ignore_errors=True)
+    shutil.copytree(folders["cut"] / "compact", out / "compact")
+    shutil.copyfile(folders["cut"] / "compact.onnx", out / "cut.onnx")
+    data = Rooms(tasks=DENSE_TASKS, seed=seed)
+    models = {m: checkpoint.load(folders[m] / "compact").eval() for m in ("cut", "magnitude")}
+    rooms = gallery(data, _dense_network(out / dense.checkpoint), models, pruned[0].tasks)
+    note = (
+        "Rooms: rendered rooms with exact labels, shipped with the package; test rooms hold furniture that no training room has."
+    )
+    files = {"cut.onnx": "ONNX file", "compact/model.json": "compact model", "summary.json": "the table as data"}
+    write_report(dense, pruned, rooms, out / "report.html", classes=data.meta["classes"], files=files, note=note)
+    write_atomically(out / "summary.json", json.dumps(rows(dense, pruned), indent=1) + "\n")
+
+
+def demo(tasks: Sequence[str], sparsity: float, out: Path, seed: int, epochs: int, recover: int, rate: float) -> None:
+    """Run everything that has no record yet, then print and write the comparison.
+
+    Raises:
+        ValueError: For a bad selection or sparsity, before any training.
+    """
+    tasks = check_tasks(tasks, DENSE_TASKS)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity {sparsity}; allowed: 0 <= sparsity < 1 (the fraction removed)")
+    console, records = Console(), out / "records"
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    console.rule(f"1/4  dense model: {', '.join(DENSE_TASKS)}")
+    dense = read(run([*_common("dense", out / "dense", records, seed, epochs, 2e-3)]))
+    pruned = []
+    for i, method in enumerate(METHODS, 2):
+        console.rule(f"{i}/4  {method}: keep {', '.join(tasks)} at sparsity {sparsity:g}")
+        folder = out / f"{method}-{'+'.join(tasks)}-{sparsity:g}"
+        line = [
+            *_common(method, folder, records, seed, recover, rate),
+            f"--pruning.tasks={json.dumps(list(tasks))}",
+            f"--pruning.budget.init_args.target={sparsity}",
+            f"--init={out / 'dense'}",
+        ]
+        pruned.append(read(run(line)))
+    finish(out, dense, pruned, seed)
+    print_table(rows(dense, pruned), [SHOWN[t] for t in tasks])
+    console.print(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
+    console.print(f"page:    {out / 'report.html'}\nmodel:   {out / 'compact'}\nONNX:    {out / 'cut.onnx'}\ntable:   {out / 'summary.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 2 for bad input, 130 if stopped."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=["seg", "normal", "depth"], help="the tasks to keep")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="fraction of the weights removed")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=12, help="dense training")
+    parser.add_argument("--recover", type=int, default=3, help="epochs of fine-tuning after the cut")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate of the fine-tuning")
+    args = parser.parse_args(argv)
+    try:
+        demo(args.tasks, args.sparsity, args.out, args.seed, args.epochs, args.recover, args.rate)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; make demo goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
