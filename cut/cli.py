@@ -22,17 +22,27 @@ def _predict(args: argparse.Namespace) -> None:
     numbers = describe(found)
     save(draw(found), target)
     if args.json:
-        print(json.dumps({"picture": str(target), "milliseconds": round(found.milliseconds, 2), "tasks": numbers}))
+        facts = {"picture": str(target), "milliseconds": round(found.milliseconds, 2), "tasks": numbers}
+        print(json.dumps(facts))
         return
-    for task, facts in numbers.items():
-        print(f"{task:10} " + ", ".join(f"{k} {v}" for k, v in list(facts.items())[:6]))
-    print(f"latency    {found.milliseconds:.1f} ms, median of {REPEATS} runs on one thread; drawn to {target}")
+    for task, shown in numbers.items():
+        print(f"{task:10} " + ", ".join(f"{k} {v}" for k, v in list(shown.items())[:6]))
+    print(f"latency    {found.milliseconds:.1f} ms, median of {REPEATS} runs; drawn to {target}")
+
+
+def _version() -> str:
+    """The installed version; a checkout that is not installed has none."""
+    try:
+        return importlib.metadata.version("cut")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="cut", description="Cut a multi-task vision model down to the tasks a device needs.")
-    top.add_argument("--version", action="version", version=f"cut {importlib.metadata.version('cut')}")
+    description = "Cut a multi-task vision model down to the tasks a device needs."
+    top = argparse.ArgumentParser(prog="cut", description=description)
+    top.add_argument("--version", action="version", version=f"cut {_version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict = commands.add_parser("predict", help="run a model on a picture and draw every task's prediction")
     predict.add_argument("model", type=Path, help="an ONNX file, or the folder of a compact model")

@@ -10,23 +10,45 @@ from PIL import Image, ImageDraw, ImageFont
 # Distinct in hue and lightness; neighbours in the list differ in both.
 PALETTE = np.array(
     [
-        (174, 199, 232), (140, 86, 75), (230, 230, 230), (214, 39, 40), (255, 187, 20), (31, 119, 180), (255, 127, 14),
-        (148, 103, 189), (255, 240, 110), (44, 160, 44), (23, 60, 120), (23, 190, 207), (227, 119, 194), (127, 127, 127),
-        (90, 60, 20), (152, 223, 138), (197, 176, 213), (188, 189, 34), (255, 152, 150), (57, 59, 121), (99, 121, 57),
-        (132, 60, 57), (123, 65, 115), (206, 219, 156),
+        (174, 199, 232), (140, 86, 75), (230, 230, 230), (214, 39, 40), (255, 187, 20), (31, 119, 180),
+        (255, 127, 14), (148, 103, 189), (255, 240, 110), (44, 160, 44), (23, 60, 120), (23, 190, 207),
+        (227, 119, 194), (127, 127, 127), (90, 60, 20), (152, 223, 138), (197, 176, 213), (188, 189, 34),
+        (255, 152, 150), (57, 59, 121), (99, 121, 57), (132, 60, 57), (123, 65, 115), (206, 219, 156),
     ],
     np.uint8,
 )  # fmt: skip
 # Anchors of perceptually ordered maps: dark to light for responses, near (light) to far (dark) for depth.
-_INFERNO = [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164)]
-_VIRIDIS = [(68, 1, 84), (70, 50, 126), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (160, 218, 57), (253, 231, 37)]
+_INFERNO = [
+    (0, 0, 4),
+    (40, 11, 84),
+    (101, 21, 110),
+    (159, 42, 99),
+    (212, 72, 66),
+    (245, 125, 21),
+    (250, 193, 39),
+    (252, 255, 164),
+]
+_VIRIDIS = [
+    (68, 1, 84),
+    (70, 50, 126),
+    (54, 92, 141),
+    (39, 127, 142),
+    (31, 161, 135),
+    (74, 193, 109),
+    (160, 218, 57),
+    (253, 231, 37),
+]
 
 
 def _mapped(values: np.ndarray, anchors: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """Values in [0, 1] through a colour map given by evenly spaced anchors."""
     at = np.clip(values, 0, 1) * (len(anchors) - 1)
     table = np.array(anchors, float)
-    return np.stack([np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)], -1)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def classes(labels: np.ndarray) -> np.ndarray:
@@ -66,7 +88,8 @@ def output(kind: str, values: np.ndarray, near: float = 0.5, far: float = 6.0) -
     """A dense task's output or label as a picture.
 
     Args:
-        kind: ``segmentation`` (logits [C, H, W] or labels [H, W]), ``normals`` [3, H, W], ``depth`` or ``map`` [1, H, W].
+        kind: ``segmentation`` (logits [C, H, W] or labels [H, W]), ``normals`` [3, H, W], ``depth`` or
+            ``map`` [1, H, W].
         values: The array.
         near: Depth drawn lightest, in metres.
         far: Depth drawn darkest.
@@ -103,16 +126,26 @@ def legend(names: Sequence[str], present: Sequence[int], width: int, size: int =
     sheet = Image.new("RGB", (width, y + size + 10), "white")
     draw = ImageDraw.Draw(sheet)
     for x, y, index, text in places:
-        draw.rectangle((x, y + 2, x + size, y + size + 2), fill=tuple(int(v) for v in PALETTE[index % len(PALETTE)]), outline="#666")
+        draw.rectangle(
+            (x, y + 2, x + size, y + size + 2),
+            fill=tuple(int(v) for v in PALETTE[index % len(PALETTE)]),
+            outline="#666",
+        )
         draw.text((x + size + 5, y), text, fill="black", font=font(size))
     return sheet
 
 
-def sheet(panels: Sequence[tuple[str, np.ndarray]], below: Image.Image | None = None, scale: int = 1) -> Image.Image:
+def sheet(
+    panels: Sequence[tuple[str, np.ndarray]], below: Image.Image | None = None, scale: int = 1
+) -> Image.Image:
     """Titled pictures side by side, with something (a legend) below."""
     height, width = panels[0][1].shape[0] * scale, panels[0][1].shape[1] * scale
     gap, top = 8, 24
-    full = Image.new("RGB", ((width + gap) * len(panels) + gap, height + top + gap + (below.height + gap if below else 0)), "white")
+    full = Image.new(
+        "RGB",
+        ((width + gap) * len(panels) + gap, height + top + gap + (below.height + gap if below else 0)),
+        "white",
+    )
     draw = ImageDraw.Draw(full)
     for i, (title, array) in enumerate(panels):
         x = gap + i * (width + gap)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
+import math
 import os
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from cut.tasks import Task
+if TYPE_CHECKING:  # metrics take seconds to import, and a device that only predicts needs none
+    from cut.tasks import Task
 
 METADATA_KEY = "cut"
 OPSET = 18
+_LARGEST = 2**31 - 1  # bytes in one protocol buffer
 
 
 @dataclass(frozen=True)
@@ -43,25 +48,51 @@ class _Ordered(nn.Module):
         return tuple(outputs[t] for t in self.tasks)
 
 
-def metadata(tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float], size: Sequence[int]) -> dict[str, Any]:
-    """What someone needs to use the file: input size and normalisation; kind, classes and unit of every task."""
+def metadata(
+    tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float], size: Sequence[int]
+) -> dict[str, Any]:
+    """What someone needs to use the file: input size and normalisation; kind, classes, unit of every task.
+
+    Args:
+        tasks: The outputs.
+        mean: Of the three channels, in [0, 1], subtracted from the picture.
+        std: What it is then divided by.
+        size: Height and width of the input in pixels.
+    """
+    height, width = (int(s) for s in size)
+    facts = ("kind", "channels", "unit")
     return {
-        "input": {"height": int(size[0]), "width": int(size[1]), "mean": [*map(float, mean)], "std": [*map(float, std)]},
-        "tasks": {
-            t.name: {"kind": t.kind, "channels": t.channels, "classes": list(t.classes), "unit": t.unit} for t in tasks
-        },
+        "input": {"height": height, "width": width, "mean": [*map(float, mean)], "std": [*map(float, std)]},
+        "tasks": {t.name: {k: getattr(t, k) for k in facts} | {"classes": list(t.classes)} for t in tasks},
     }
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; each module's own mode comes back, as a frozen norm may differ."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """No chatter from the exporter on the terminal."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     levels = {n: logging.getLogger(n).level for n in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -69,42 +100,61 @@ def _quiet() -> Any:
             logging.getLogger(name).setLevel(level)
 
 
-def _needed() -> Any:
+def _needed(*names: str) -> Any:
+    """The first of some modules of the extra, all of which must be there."""
     try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise ValueError(f"ONNX export needs the extra 'export' (pip install 'cut[export]'): {error}") from error
-    return onnx
+        message = f"ONNX needs the extra 'export' (pip install 'cut[export]'): {error}"
+        raise ValueError(message) from error
+    return modules[0]
 
 
 def export_onnx(
-    network: nn.Module, path: str | Path, image: Tensor, *, tasks: Sequence[str], meta: Mapping[str, Any] | None = None
+    network: nn.Module,
+    path: str | Path,
+    image: Tensor,
+    *,
+    tasks: Sequence[str],
+    meta: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write a network as one ONNX file: input ``image`` [N, 3, H, W] with free N, one output named after each task.
+    """Write a network as one ONNX file: input ``image`` [N, 3, H, W] with free N, an output for each task.
 
     Args:
-        network: Forward gives ``{task: Tensor}``.
+        network: Forward gives ``{task: Tensor}``; its modules' modes are as before afterwards.
         path: Where to.
         image: An input of the size that the file is for; its batch size does not matter.
-        tasks: The outputs, in this order.
+        tasks: The outputs, in this order and by these names.
         meta: JSON-able facts, stored under the metadata key ``cut``; see :func:`metadata`.
 
     Raises:
-        ValueError: If the extra is missing, or the network has no such output.
+        ValueError: If the extra is missing, no task is given, the network has no such output, or it is
+            larger than the 2 GB that one ONNX file can hold.
         OSError: If the file cannot be written; nothing is left then.
     """
-    onnx = _needed()
-    path = Path(path)
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        missing = sorted(set(tasks) - set(network(image)))
-    if missing:
-        raise ValueError(f"the network has no output {missing[0]!r}")
+    onnx = _needed("onnx", "onnxscript", "onnxruntime")
+    if not tasks:
+        raise ValueError("no tasks to export; give at least one output of the network")
+    facts = json.dumps(dict(meta or {}), allow_nan=False)
+    with _evaluating(network):
+        found = network(image)
+        missing = sorted(set(tasks) - set(found))
+        if missing:
+            raise ValueError(f"the network has no output {missing[0]!r}; its outputs are {sorted(found)}")
+        model = _converted(network, image, tasks)
+    _clean(model)
+    onnx.helper.set_model_props(model, {METADATA_KEY: facts})
+    onnx.checker.check_model(model)
+    if model.ByteSize() >= _LARGEST:
+        raise ValueError(f"the model takes {model.ByteSize()} bytes; one ONNX file holds at most {_LARGEST}")
+    _write(Path(path), model.SerializeToString())
+    return Exported(Path(path), Path(path).stat().st_size, OPSET)
+
+
+def _converted(network: nn.Module, image: Tensor, tasks: Sequence[str]) -> Any:
+    """The network as an ONNX protocol buffer, weights inside."""
     example = image if len(image) > 1 else torch.cat([image, image])  # a batch of one would be baked in
-    with _quiet(), torch.no_grad():
+    with _quiet():
         program = torch.onnx.export(
             _Ordered(network, tasks),
             (example,),
@@ -115,37 +165,42 @@ def export_onnx(
             dynamo=True,
             verbose=False,
         )
-    network.train(was_training)
     assert program is not None
-    model = program.model_proto
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(dict(meta or {}))})
+    return program.model_proto
+
+
+def _clean(model: Any) -> None:
+    """Leave out the exporter's notes on where each node came from: they name files of this machine."""
     model.producer_name = "cut"
-    for node in model.graph.node:  # the exporter's notes on where a node came from, paths of this machine among them
+    del model.metadata_props[:]
+    for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
-    onnx.checker.check_model(model)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        temporary.write_bytes(model.SerializeToString())
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Exported(path, path.stat().st_size, OPSET)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def session(path: str | Path, threads: int = 1) -> Any:
     """An ONNX Runtime session on the CPU.
 
     Raises:
-        ValueError: If the extra is missing, or the file is no readable model.
+        ValueError: If ONNX Runtime is missing, or the file is no readable model.
     """
-    _needed()
-    import onnxruntime as ort
-
+    ort = _needed("onnxruntime")
     if not Path(path).is_file():
         raise ValueError(f"no model file {str(path)!r}")
     options = ort.SessionOptions()
@@ -168,21 +223,32 @@ def read_metadata(opened: Any) -> dict[str, Any]:
         meta = json.loads(found or "")
         meta["input"]["height"], meta["tasks"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"the ONNX file has no {METADATA_KEY!r} metadata: it was not exported by cut") from error
+        message = f"the ONNX file has no {METADATA_KEY!r} metadata: it was not exported by cut"
+        raise ValueError(message) from error
     return meta
 
 
 def parity(path: str | Path, network: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The largest absolute difference of each output between ONNX Runtime and PyTorch, over the given inputs."""
+    """The largest absolute difference of each output between ONNX Runtime and PyTorch over given inputs.
+
+    A value that is not finite makes the difference infinite.
+
+    Raises:
+        ValueError: If the file is not readable or there are no inputs.
+    """
     opened = session(path)
     names = [o.name for o in opened.get_outputs()]
-    worst = dict.fromkeys(names, 0.0)
-    network.eval()
-    for image in batches:
-        with torch.no_grad():
+    worst: dict[str, float] = {}
+    with _evaluating(network):
+        for image in batches:
             expected = network(image)
-        for name, found in zip(names, opened.run(names, {"image": image.cpu().numpy()}), strict=True):
-            worst[name] = max(worst[name], float((expected[name].cpu() - torch.from_numpy(found)).abs().max()))
+            for name, found in zip(names, opened.run(names, {"image": image.cpu().numpy()}), strict=True):
+                difference = float((expected[name].cpu() - torch.from_numpy(found)).abs().max())
+                # max() would drop a NaN, and with it the worst fault there is.
+                difference = difference if math.isfinite(difference) else math.inf
+                worst[name] = max(worst.get(name, 0.0), difference)
+    if not worst:
+        raise ValueError("no inputs to compare the ONNX file on; give at least one batch")
     return worst
 
 
@@ -196,6 +262,7 @@ def check_parity(
     """
     worst = parity(path, network, batches)
     for task, difference in worst.items():
-        if not difference <= tolerance:
-            raise ValueError(f"{path}: output {task!r} differs from PyTorch by {difference:.2e}, more than {tolerance:.0e}")
+        if difference > tolerance:
+            message = f"output {task!r} differs from PyTorch by {difference:.2e}, more than {tolerance:.0e}"
+            raise ValueError(f"{path}: {message}")
     return worst

@@ -5,7 +5,7 @@ present in the labels, void left out; angles between true unit normals; depth er
 the set. What the published code computes instead is :mod:`cut.legacy`. Every metric knows whether more is
 better, adds up over processes, and is NaN where a set has no valid label. States are counts in int64 and sums
 in compensated float32, so results do not depend on how the set is cut into batches and devices without
-float64 can hold them.
+float64 can hold them. Updates replace a state: spawned processes share the memory of the first one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ConfusionMetric(Metric):
                 f"label {int(wrong[0])} is out of range: classes are 0 to {self.classes - 1}, 255 = void"
             )
         counts = torch.bincount(index, minlength=self.classes**2)
-        self.confusion += counts.view(self.classes, self.classes)
+        self.confusion = self.confusion + counts.view(self.classes, self.classes)
 
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Intersection, union and number of labels of every class, each [C]."""
@@ -98,7 +98,7 @@ class AverageMetric(Metric):
     def add(self, values: Tensor) -> None:
         """Add values that count once each."""
         self.total, self.rest = add_exactly(self.total, self.rest, values.float().sum())
-        self.count += values.numel()
+        self.count = self.count + values.numel()
 
     def compute(self) -> Tensor:
         """The mean of all values."""
@@ -187,7 +187,7 @@ class AngleMetric(Metric):
         u, v = self.vectors(output.float(), target.float())
         angles = angle(u, v)[valid].nan_to_num(nan=180.0)
         bins = (angles * BINS_PER_DEGREE).long().clamp(0, len(self.histogram) - 1)
-        self.histogram += torch.bincount(bins, minlength=len(self.histogram))
+        self.histogram = self.histogram + torch.bincount(bins, minlength=len(self.histogram))
         self.total, self.rest = add_exactly(self.total, self.rest, angles.sum())
 
     def compute(self) -> Tensor:

@@ -75,9 +75,14 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         size = [int(meta["input"][k]) for k in ("height", "width")]
         numbers = [float(v) for k in ("mean", "std") for v in meta["input"][k]]
-        tasks = {t: (str(f["kind"]), [str(c) for c in f["classes"]], str(f["unit"])) for t, f in meta["tasks"].items()}
+        tasks = {
+            t: (str(f["kind"]), [str(c) for c in f["classes"]], str(f["unit"]))
+            for t, f in meta["tasks"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} carries no usable facts on its input and tasks ({error!r}); see cut.export.metadata") from error
+        raise ValueError(
+            f"{path} carries no usable facts on its input and tasks ({error!r}); see cut.export.metadata"
+        ) from error
     if min(size) < 1 or len(numbers) != 6 or min(numbers[3:]) <= 0 or not tasks:
         raise ValueError(f"{path} carries no usable facts on its input: {meta['input']}")
     return meta
@@ -88,7 +93,9 @@ def _onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
 
     opened = export.session(path)
     names = [o.name for o in opened.get_outputs()]
-    return lambda image: dict(zip(names, opened.run(names, {"image": image}), strict=True)), export.read_metadata(opened)
+    return lambda image: dict(
+        zip(names, opened.run(names, {"image": image}), strict=True)
+    ), export.read_metadata(opened)
 
 
 def _compact(folder: Path) -> tuple[Runner, dict[str, Any]]:
@@ -120,7 +127,9 @@ def predict(model: str | Path, picture: str | Path) -> Prediction:
     runner, meta = open_model(model)
     facts = meta["input"]
     fitted = np.asarray(image.resize((facts["width"], facts["height"]), Image.Resampling.BILINEAR))
-    scaled = (fitted.astype(np.float32) / 255 - np.array(facts["mean"], np.float32)) / np.array(facts["std"], np.float32)
+    scaled = (fitted.astype(np.float32) / 255 - np.array(facts["mean"], np.float32)) / np.array(
+        facts["std"], np.float32
+    )
     batch = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
     outputs = runner(batch)  # the first run also plans memory
     odd = sorted(set(outputs) ^ set(meta["tasks"]))
@@ -146,7 +155,10 @@ def describe(found: Prediction) -> dict[str, dict[str, Any]]:
         facts: Mapping[str, Any] = found.meta["tasks"][task]
         if facts["kind"] == "segmentation":
             index, count = np.unique(values.argmax(0), return_counts=True)
-            shares = {_class_name(facts, i): round(float(c / count.sum()), 4) for i, c in zip(index, count, strict=True)}
+            shares = {
+                _class_name(facts, i): round(float(c / count.sum()), 4)
+                for i, c in zip(index, count, strict=True)
+            }
             result[task] = dict(sorted(shares.items(), key=lambda kv: -kv[1]))
         elif facts["kind"] == "classification":
             odds = np.exp(values - values.max())
@@ -154,15 +166,21 @@ def describe(found: Prediction) -> dict[str, dict[str, Any]]:
             result[task] = {_class_name(facts, i): round(float(odds[i] / odds.sum()), 4) for i in order}
         elif facts["kind"] == "normals":
             unit = values / np.linalg.norm(values, axis=0).clip(1e-6)
-            result[task] = {"facing_camera": round(float((unit[2] > 0.7).mean()), 4), "facing_up": round(float((unit[1] > 0.7).mean()), 4)}
+            result[task] = {
+                "facing_camera": round(float((unit[2] > 0.7).mean()), 4),
+                "facing_up": round(float((unit[1] > 0.7).mean()), 4),
+            }
         else:
-            result[task] = {k: round(float(f(values)), 3) for k, f in (("min", np.min), ("mean", np.mean), ("max", np.max))}
+            result[task] = {
+                k: round(float(f(values)), 3)
+                for k, f in (("min", np.min), ("mean", np.mean), ("max", np.max))
+            }
             result[task]["unit"] = facts["unit"]
     return result
 
 
 def draw(found: Prediction) -> Image.Image:
-    """The picture and every dense task's prediction side by side, with a legend of the classes that were found."""
+    """The picture and every dense task's prediction side by side, and a legend of the classes found."""
     panels, below = [("picture", found.picture)], None
     scale = max(1, round(288 / found.picture.shape[1]))
     for task, values in found.outputs.items():

@@ -1,4 +1,7 @@
-"""Records: one JSON per run, written once at the end, atomically. Tables, figures and reports read records and nothing else."""
+"""Records: one JSON per run, written once at the end, atomically.
+
+Tables, figures and reports read records and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,25 @@ import pandas as pd
 
 SCHEMA = 1
 # What a run's numbers do not depend on: places, devices, loggers, progress.
-_NOT_HASHED = {"out", "records", "init", "config", "num_workers", "logger", "callbacks", "accelerator", "devices", "strategy"}
-_NOT_HASHED |= {"default_root_dir", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_nodes"}
+_NOT_HASHED = {
+    "out",
+    "records",
+    "init",
+    "config",
+    "num_workers",
+    "logger",
+    "callbacks",
+    "accelerator",
+    "devices",
+    "strategy",
+}
+_NOT_HASHED |= {
+    "default_root_dir",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "num_nodes",
+}
 
 
 def _pruned(config: Any) -> Any:
@@ -44,11 +64,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """The repository's commit and whether there are changes on top; ("unknown", False) outside a repository."""
+    """The repository's commit, and whether files differ from it; ("unknown", False) outside a repository."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
@@ -109,7 +131,8 @@ class Record:
         layer_sparsity: Weight name to sparsity.
         layer_component: Weight name to backbone or the head's task.
         mask_overlap: Weight name to IoU of the tasks' own masks.
-        cost: By form (``dense_all_heads``, ``kept_heads``, ``compact``, ``onnx``): params, nonzero, macs, bytes, latency.
+        cost: By form (``dense_all_heads``, ``kept_heads``, ``compact``): params, nonzero, macs, bytes and
+            latency; where it was exported also ``onnx``: the file's bytes, latency and difference from PyTorch.
         metrics: By split: ``"seg/miou"`` to value.
         higher_is_better: Direction of each metric.
         history: Numbers of every epoch.

@@ -31,7 +31,12 @@ from experiments.summary import print_table, rows
 DENSE_TASKS = ("seg", "normal", "depth", "edge")
 METHODS = ("cut", "magnitude", "disparse")
 GALLERY = 6
-SHOWN = {"seg": "seg/miou", "normal": "normal/mean", "depth": "depth/rel", "edge": "edge/l1"}
+SHOWN = {
+    "seg": ("seg/miou", "mIoU %"),
+    "normal": ("normal/mean", "angle °"),
+    "depth": ("depth/rel", "depth rel"),
+    "edge": ("edge/l1", "edge L1"),
+}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -122,7 +127,7 @@ def demo(tasks: Sequence[str], sparsity: float, out: Path, seed: int, epochs: in
         ]
         pruned.append(read(run(line)))
     finish(out, dense, pruned, seed)
-    print_table(rows(dense, pruned), [SHOWN[t] for t in tasks])
+    print_table(rows(dense, pruned), dict(SHOWN[t] for t in tasks))
     console.print(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
     console.print(f"page:    {out / 'report.html'}\nmodel:   {out / 'compact'}\nONNX:    {out / 'cut.onnx'}\ntable:   {out / 'summary.json'}")
 

@@ -17,18 +17,30 @@ from cut.records import Record, write_atomically
 from experiments.summary import rows
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-COLOURS = {"backbone": "#5b6ee1", "seg": "#e07b39", "normal": "#3a9d6e", "depth": "#b94a8f", "edge": "#8a8f3c", "scene": "#777"}
+COLOURS = {
+    "backbone": "#5b6ee1",
+    "seg": "#e07b39",
+    "normal": "#3a9d6e",
+    "depth": "#b94a8f",
+    "edge": "#8a8f3c",
+    "scene": "#777",
+}
 NAMES = {
-    "seg": "segmentation", "normal": "surface normals", "depth": "depth", "edge": "edges", "keypoint": "keypoints",
+    "seg": "segmentation",
+    "normal": "surface normals",
+    "depth": "depth",
+    "edge": "edges",
+    "keypoint": "keypoints",
     "scene": "room type",
-}  # fmt: skip
+}
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture as a PNG inside a URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """A picture inside a URI: exact (PNG) if it has few colours, as class maps do, else JPEG for its size."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    kind = "png" if image.getcolors(256) else "jpeg"
+    image.save(buffer, kind, optimize=True, quality=92, subsampling=0)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def bars(record: Record) -> list[dict[str, Any]]:
@@ -57,12 +69,18 @@ def overlaps(record: Record) -> dict[str, Any]:
     pairs = list(dict.fromkeys(k for found in record.mask_overlap.values() for k in found))
     cells = {
         p: [
-            {"layer": n.removesuffix(".weight"), "value": record.mask_overlap[n].get(p), "colour": heat(record.mask_overlap[n].get(p, 0))}
+            {
+                "layer": n.removesuffix(".weight"),
+                "value": record.mask_overlap[n].get(p),
+                "colour": heat(record.mask_overlap[n].get(p, 0)),
+            }
             for n in layers
         ]
         for p in pairs
     }
-    means = {p: float(np.mean([c["value"] for c in row if c["value"] is not None])) for p, row in cells.items()}
+    means = {
+        p: float(np.mean([c["value"] for c in row if c["value"] is not None])) for p, row in cells.items()
+    }
     return {"layers": layers, "cells": cells, "means": means}
 
 
@@ -72,7 +90,9 @@ def _gallery(gallery: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "id": room["id"],
             "picture": data_uri(room["picture"]),
-            "tasks": {t: {who: data_uri(p) for who, p in panels.items()} for t, panels in room["tasks"].items()},
+            "tasks": {
+                t: {who: data_uri(p) for who, p in panels.items()} for t, panels in room["tasks"].items()
+            },
         }
         for room in gallery
     ]
@@ -93,7 +113,8 @@ def write_report(
     Args:
         dense: Record of the dense model.
         pruned: Records of the models cut from it; the first with a mask overlap gives that figure.
-        gallery: Rooms with ``id``, ``picture`` and, per task, uint8 pictures by column (label, dense, methods).
+        gallery: Rooms with ``id``, ``picture`` and, per task, uint8 pictures by column (label, dense,
+            methods).
         path: Where to.
         classes: Class names for the segmentation's legend.
         files: Names of files beside the page and what they are.
@@ -106,7 +127,9 @@ def write_report(
     shared = next((r for r in pruned if r.mask_overlap), None)
     metrics = list(dict.fromkeys(k for r in found for k in r["metrics"]))
     better = dict(dense.higher_is_better)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=found,
         metrics=[m for m in metrics if m.split("/")[0] in (pruned[0].tasks if pruned else dense.tasks)],

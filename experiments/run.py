@@ -10,6 +10,7 @@ killed goes on from its last epoch.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -143,12 +144,19 @@ def _onnx(
 
 
 def measure(
-    network: MultiTaskNet, pruning: Pruning, batch: dict[str, torch.Tensor], losses: Any, folder: Path, meta: dict[str, Any]
+    network: MultiTaskNet,
+    dense: MultiTaskNet,
+    pruning: Pruning,
+    batch: dict[str, torch.Tensor],
+    losses: Any,
+    folder: Path,
+    meta: dict[str, Any],
 ) -> dict[str, Any]:
     """Compact the network and save it; sparsity by component and layer, mask overlap, and the cost of every form.
 
     Args:
         network: The trained network with all its heads, under the mask.
+        dense: The network before the cut: what a pruned one is compared with.
         pruning: The callback that made the mask.
         batch: A real batch, on the CPU.
         losses: Losses of all tasks.
@@ -160,16 +168,17 @@ def measure(
     """
     tasks, image = list(pruning.tasks or network.outputs), batch["image"][:1]
     mask = {n: m.cpu() for n, m in pruning.mask.items()}
-    network.cpu().eval().select(list(network.outputs))
+    for net in (dense, network):
+        net.cpu().eval().select(list(net.outputs))
     used = owners(network, batch, losses, list(losses))
     small = compact(network, tasks, mask, batch)
-    kept = keep_tasks(network, tasks, batch)
+    kept = keep_tasks(dense, tasks, batch)
     size = checkpoint.save(small, folder / "compact", metadata=meta)
-    forms = {"dense_all_heads": (network, list(network.outputs)), "kept_heads": (kept, tasks), "compact": (small, tasks)}
+    forms = {"dense_all_heads": (dense, list(dense.outputs)), "kept_heads": (kept, tasks), "compact": (small, tasks)}
     weights = prunable(network)
     result: dict[str, Any] = {
         "cost": {
-            "dense_all_heads": _cost(network, image),
+            "dense_all_heads": _cost(dense, image),
             "kept_heads": _cost(kept, image),
             "compact": _cost(small, image) | {"bytes": size},
         },
@@ -285,6 +294,7 @@ def run(argv: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if options.init is not None:
         load_dense(model, options.init)
+    dense = copy.deepcopy(model.network) if options.init is not None else model.network
     history = next(c for c in trainer.callbacks if isinstance(c, History))
     last = folder / f"{record.id}.ckpt"
     saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
@@ -298,7 +308,7 @@ def run(argv: Sequence[str]) -> Path:
     record.metrics = _evaluate(trainer, model, data)
     meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
     batch = data.score_batches(1)[0]
-    for key, value in measure(model.network, pruning, batch, model.losses, folder, meta).items():
+    for key, value in measure(model.network, dense, pruning, batch, model.losses, folder, meta).items():
         setattr(record, key, value)
     record.budget["achieved"] = record.sparsity["kept"] if pruning.mask else 0.0
     record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -81,21 +82,23 @@ def _cell(value: float, key: str) -> str:
     return f"{100 * value:.1f}" if percent else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def print_table(found: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+def print_table(found: Sequence[dict[str, Any]], metrics: dict[str, str]) -> None:
     """The rows on the terminal.
 
     Args:
         found: From :func:`rows`.
-        metrics: The metrics to show; all are in the report and in ``summary.json``.
+        metrics: The metrics to show and their short headings; all are in the report and in ``summary.json``.
     """
-    table = Table(title="test set; every pruned row is unstructured (single weights), compacted", show_lines=False)
-    for head in ("method", "heads", "sparsity", "Δm %", *metrics, "params M", "non-zero M", "MB", "MMACs", "ms"):
-        table.add_column(head, justify="left" if head in ("method", "heads") else "right", overflow="fold")
+    console = Console()
+    table = Table(title="test set; pruned rows are unstructured cuts (single weights), compacted", padding=(0, 1), box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for head in ("sparsity", "Δm %", *metrics.values(), "params", "non-zero", "MB", "MMACs", "ms"):
+        table.add_column(head, justify="right", no_wrap=True)
     for r in found:
         delta = "0" if r["method"] == "dense" else f"{r['delta_m']:+.2f}"
         shown = [_cell(r["metrics"][m], m) if m in r["metrics"] else "–" for m in metrics]
-        size = [f"{r['params'] / 1e6:.2f}", f"{r['nonzero'] / 1e6:.3f}", f"{r['bytes'] / 1e6:.2f}", f"{r['macs'] / 1e6:.0f}"]
+        size = [f"{r['params'] / 1e6:.2f}M", f"{r['nonzero'] / 1e6:.2f}M", f"{r['bytes'] / 1e6:.2f}", f"{r['macs'] / 1e6:.0f}"]
+        name = f"{r['method']}, {len(r['tasks'])} heads" if r["method"] == "dense" else r["method"]
         style = "bold" if r["method"].startswith("cut") else ""
-        cells = [r["method"], str(len(r["tasks"])), f"{r['sparsity']:.4f}", delta, *shown, *size, f"{r['latency_ms']:.1f}"]
-        table.add_row(*cells, style=style)
-    Console().print(table)
+        table.add_row(name, f"{r['sparsity']:.4f}", delta, *shown, *size, f"{r['latency_ms']:.1f}", style=style)
+    (console if console.width >= 96 else Console(width=100)).print(table)
