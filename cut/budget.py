@@ -107,7 +107,9 @@ def _exact(ranking: Ranking, kept: int, front: Mask | None, cut: Mask | None, wh
     """The mask that keeps ``kept`` units; says which budget is out of reach and why."""
     least = sum(int((m & ~cut[n] if cut and n in cut else m).sum()) for n, m in (front or {}).items())
     if kept < least:
-        raise ValueError(f"{what} keeps {kept} weights, but the floor needs {least}: raise the budget or lower the floor")
+        raise ValueError(
+            f"{what} keeps {kept} weights, but the floor needs {least}: raise the budget or lower the floor"
+        )
     return best(ranking, kept, front, cut)
 
 
@@ -140,7 +142,9 @@ class Sparsity:
         zeros = round(fraction * self.target * size.prunable)
         scored = _scored(scores)
         if zeros > scored:
-            raise ValueError(f"sparsity {self.target} cuts {zeros} weights, but only {scored} are reached by a gradient")
+            raise ValueError(
+                f"sparsity {self.target} cuts {zeros} weights, but only {scored} are reached by a gradient"
+            )
         return _exact(fusion(scores), scored - zeros, front, cut, f"sparsity {self.target}")
 
 
@@ -176,7 +180,8 @@ class Parameters:
             zeros = 0  # the model is smaller than the budget already
         if zeros > scored:
             raise ValueError(
-                f"a budget of {self.target} parameters is out of reach: {size.prunable + size.other - scored} are never cut"
+                f"a budget of {self.target} parameters is out of reach: "
+                f"{size.prunable + size.other - scored} are never cut"
             )
         kept = scored - round(fraction * zeros)
         return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} parameters")
@@ -190,7 +195,8 @@ class KeepRatio:
 
     Args:
         ratio: Share of each task's units that it keeps, in (0, 1].
-        votes: Tasks that must keep a shared unit. With fewer tasks than votes nothing shared is left, as in the reference.
+        votes: Tasks that must keep a shared unit. With fewer tasks than votes nothing shared is left, as in the
+            reference.
     """
 
     def __init__(self, ratio: float, votes: int = 2) -> None:
@@ -215,7 +221,9 @@ class KeepRatio:
             ValueError: If a floor or a schedule is asked for, which this rule has not.
         """
         if front or fraction != 1.0:
-            raise ValueError(f"the keep-ratio rule has no floor and no steps; got floor={bool(front)}, fraction={fraction}")
+            raise ValueError(
+                f"the keep-ratio rule has no floor and no steps; got floor={bool(front)}, fraction={fraction}"
+            )
         shared = size.shared if size else None
         own = {task: self._task_mask(per) for task, per in scores.items()}
         names = {n for per in scores.values() for n in per}

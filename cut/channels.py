@@ -45,9 +45,7 @@ def remove_dead_channels(model: nn.Module, example: Tensor) -> nn.Module:
     try:
         alive = alive_inputs(model, example)
         removals = [] if all(bool(a.all()) for a in alive.values()) else list(_plan(model, example, alive))
-    except (
-        Exception
-    ) as error:  # a tracer for arbitrary networks may fail in any way; the model is then left as it is
+    except Exception as error:  # a tracer for arbitrary networks may fail in any way; the model is then left as it is
         warnings.warn(f"no channels removed: the network could not be traced ({error!r})", stacklevel=2)
         return model
     return _remove_checked(model, removals, _Check(model, example)) if removals else model
@@ -149,9 +147,7 @@ def _can_slice(module: Any, shared: set[int]) -> bool:
         ops.OPTYPE.EXPAND,
     ):
         return True
-    if not isinstance(module, (_CONV, nn.Linear, *_PER_CHANNEL)) or any(
-        id(p) in shared for p in module.parameters()
-    ):
+    if not isinstance(module, (_CONV, nn.Linear, *_PER_CHANNEL)) or any(id(p) in shared for p in module.parameters()):
         return False
     if "weight" not in module._parameters:  # a parametrised weight
         return False
@@ -160,9 +156,7 @@ def _can_slice(module: Any, shared: set[int]) -> bool:
 
 def _is_depthwise(module: nn.Module) -> bool:
     return (
-        isinstance(module, _CONV)
-        and module.groups > 1
-        and module.groups == module.in_channels == module.out_channels
+        isinstance(module, _CONV) and module.groups > 1 and module.groups == module.in_channels == module.out_channels
     )
 
 
@@ -277,9 +271,7 @@ def same_outputs(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     return True
 
 
-def _remove_checked(
-    model: nn.Module, removals: list[Removal], check: Callable[[nn.Module], bool]
-) -> nn.Module:
+def _remove_checked(model: nn.Module, removals: list[Removal], check: Callable[[nn.Module], bool]) -> nn.Module:
     """The model without as many of the removals as leave its outputs equal, found by halving."""
 
     def good(part: list[Removal], done: list[Removal]) -> list[Removal]:

@@ -172,9 +172,7 @@ def _is_structure(value: Structure, depth: int) -> bool:
     if set(value) == {"tensor", "dtype"}:
         return is_shape(value["tensor"], lowest=-1) and value["dtype"] in list(DTYPES)
     if set(value) == {"dict"}:
-        return isinstance(value["dict"], dict) and all(
-            _is_structure(v, depth - 1) for v in value["dict"].values()
-        )
+        return isinstance(value["dict"], dict) and all(_is_structure(v, depth - 1) for v in value["dict"].values())
     if set(value) in ({"tuple"}, {"list"}):
         entries = next(iter(value.values()))
         return isinstance(entries, list) and all(_is_structure(v, depth - 1) for v in entries)
@@ -261,15 +259,11 @@ def _set_sizes(module: nn.Module, own: Mapping[str, Tensor], name: str) -> None:
         fits = len(dense) == value.ndim and all(0 < s <= d for s, d in zip(value.shape, dense, strict=True))
         if value.shape != dense and not (resizable and fits and value.shape[2:] == dense[2:]):
             found, wanted = tuple(value.shape), tuple(dense)
-            raise ValueError(
-                f"the model file does not fit the network: {name}.{key} is {found}, dense it is {wanted}"
-            )
+            raise ValueError(f"the model file does not fit the network: {name}.{key} is {found}, dense it is {wanted}")
     sizes = _sizes(module, own)
     for key, value in own.items():
         if value.ndim == 1 and sizes and len(value) != next(iter(sizes.values())):
-            raise ValueError(
-                f"the model file is not valid: {name}.{key} has {len(value)} channels, not {sizes}"
-            )
+            raise ValueError(f"the model file is not valid: {name}.{key} has {len(value)} channels, not {sizes}")
     for attribute, size in sizes.items():
         setattr(module, attribute, size)
 

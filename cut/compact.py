@@ -173,9 +173,7 @@ def _unused(root: nn.Module, module: nn.Module, prefix: str, used: set[int], tie
 def _held_outside(root: nn.Module, module: nn.Module) -> set[int]:
     """The ids of parameters that modules other than ``module`` and its children hold."""
     inside = {id(m) for m in module.modules()}
-    return {
-        id(p) for m in root.modules() if id(m) not in inside for p in m._parameters.values() if p is not None
-    }
+    return {id(p) for m in root.modules() if id(m) not in inside for p in m._parameters.values() if p is not None}
 
 
 def _try_remove(root: nn.Module, name: str, structure: Structure, check: Callable[[nn.Module], bool]) -> bool:

@@ -131,9 +131,7 @@ def latency(fn: Callable[[], Any], *, threads: int = 1, warmup: int = 5, repeats
         ValueError: If ``threads`` or ``repeats`` is less than one or ``warmup`` negative.
     """
     if threads < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"threads {threads}, repeats {repeats}, warmup {warmup}: allowed are >= 1, >= 1, >= 0"
-        )
+        raise ValueError(f"threads {threads}, repeats {repeats}, warmup {warmup}: allowed are >= 1, >= 1, >= 0")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -32,7 +32,9 @@ def network_input(batch: Any) -> Tensor:
     if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
         return batch[0]
     found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise ValueError(f"no network input in the batch: found {found}; expected a dict with 'image' or a tuple, or pass inputs=")
+    raise ValueError(
+        f"no network input in the batch: found {found}; expected a dict with 'image' or a tuple, or pass inputs="
+    )
 
 
 def check_tasks(tasks: Sequence[str], known: Collection[str]) -> list[str]:
@@ -64,7 +66,11 @@ def forward(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> dict[
     """
     outputs = model((inputs or network_input)(batch))
     if not isinstance(outputs, Mapping) or not all(isinstance(v, Tensor) for v in outputs.values()):
-        kind = {k: type(v).__name__ for k, v in outputs.items()} if isinstance(outputs, Mapping) else type(outputs).__name__
+        kind = (
+            {k: type(v).__name__ for k, v in outputs.items()}
+            if isinstance(outputs, Mapping)
+            else type(outputs).__name__
+        )
         raise ValueError(f"the model's forward must return a dict of task name to Tensor; it returned {kind}")
     return dict(outputs)
 
@@ -89,8 +95,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 def no_trace(model: nn.Module, mode: Literal["eval", "train"] = "eval") -> Iterator[None]:
     """Run the block with every parameter requiring a gradient and put everything back afterwards.
 
-    Put back are ``requires_grad``, each module's own mode, all buffers and the random state; ``.grad`` is never touched,
-    as long as the block uses :func:`torch.autograd.grad`.
+    Put back are ``requires_grad``, each module's own mode, all buffers and the random state; ``.grad`` is never
+    touched, as long as the block uses :func:`torch.autograd.grad`.
     """
     if mode not in ("eval", "train"):
         raise ValueError(f"mode {mode!r}; allowed: 'eval', 'train'")
@@ -117,7 +123,9 @@ def no_trace(model: nn.Module, mode: Literal["eval", "train"] = "eval") -> Itera
                     m._buffers[key] = buffer
 
 
-def task_loss(losses: Mapping[str, Loss], task: str, outputs: Mapping[str, Tensor], batch: Any, index: int = 0) -> Tensor:
+def task_loss(
+    losses: Mapping[str, Loss], task: str, outputs: Mapping[str, Tensor], batch: Any, index: int = 0
+) -> Tensor:
     """One task's scalar loss, checked.
 
     Raises:
@@ -131,12 +139,18 @@ def task_loss(losses: Mapping[str, Loss], task: str, outputs: Mapping[str, Tenso
     if loss.numel() != 1:
         raise ValueError(f"the loss of task {task!r} has shape {tuple(loss.shape)}; expected one number")
     if not torch.isfinite(loss).all():
-        raise ValueError(f"the loss of task {task!r} is {float(loss.detach())} on batch {index}; scoring needs finite losses")
+        raise ValueError(
+            f"the loss of task {task!r} is {float(loss.detach())} on batch {index}; scoring needs finite losses"
+        )
     return loss.reshape(())
 
 
 def owners(
-    model: nn.Module, batch: Any, losses: Mapping[str, Loss], tasks: Sequence[str], inputs: Inputs | None = None
+    model: nn.Module,
+    batch: Any,
+    losses: Mapping[str, Loss],
+    tasks: Sequence[str],
+    inputs: Inputs | None = None,
 ) -> Owners:
     """The names of all parameters that each task uses, norms and biases included.
 
@@ -167,8 +181,8 @@ def owners(
 def kept_parameters(model: nn.Module, used: Owners, tasks: Sequence[str]) -> set[str]:
     """The names of the parameters that stay when only ``tasks`` are kept.
 
-    Gone are those that some dropped task uses and no kept one does. What no task's gradient reaches stays: the outputs may
-    need it all the same (a detached branch).
+    Gone are those that some dropped task uses and no kept one does. What no task's gradient reaches stays: the
+    outputs may need it all the same (a detached branch).
     """
     kept = set().union(*(used[t] for t in tasks))
     dropped = set().union(*(used[t] for t in used if t not in tasks)) - kept

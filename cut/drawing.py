@@ -45,9 +45,7 @@ def _mapped(values: np.ndarray, anchors: Sequence[tuple[int, int, int]]) -> np.n
     at = np.clip(values, 0, 1) * (len(anchors) - 1)
     table = np.array(anchors, float)
     return (
-        np.stack([np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)], -1)
-        .round()
-        .astype(np.uint8)
+        np.stack([np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)], -1).round().astype(np.uint8)
     )
 
 
@@ -135,9 +133,7 @@ def legend(names: Sequence[str], present: Sequence[int], width: int, size: int =
     return sheet
 
 
-def sheet(
-    panels: Sequence[tuple[str, np.ndarray]], below: Image.Image | None = None, scale: int = 1
-) -> Image.Image:
+def sheet(panels: Sequence[tuple[str, np.ndarray]], below: Image.Image | None = None, scale: int = 1) -> Image.Image:
     """Titled pictures side by side, with something (a legend) below."""
     height, width = panels[0][1].shape[0] * scale, panels[0][1].shape[1] * scale
     gap, top = 8, 24

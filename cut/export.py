@@ -48,9 +48,7 @@ class _Ordered(nn.Module):
         return tuple(outputs[t] for t in self.tasks)
 
 
-def metadata(
-    tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float], size: Sequence[int]
-) -> dict[str, Any]:
+def metadata(tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float], size: Sequence[int]) -> dict[str, Any]:
     """What someone needs to use the file: input size and normalisation; kind, classes, unit of every task.
 
     Args:

@@ -79,7 +79,7 @@ class Ranking:
 
 
 def percentiles(scores: Scores) -> dict[str, Tensor]:
-    """q of every unit of one task: its descending position divided by the number of units, float64; ties share the worse.
+    """The q of every unit of one task: its descending position / the number of units, float64; ties share the worse.
 
     Example:
         >>> percentiles({"w": torch.tensor([3.0, 1.0, 2.0, 2.0])})["w"].tolist()
@@ -96,7 +96,10 @@ def percentiles(scores: Scores) -> dict[str, Tensor]:
 def normalised(scores: Scores) -> Scores:
     """One task's scores divided by their sum (all zero if the sum is zero)."""
     total = sum(float(s.double().sum()) for s in scores.values())
-    return {n: (s.double() / total if total else torch.zeros_like(s, dtype=torch.float64)).float() for n, s in scores.items()}
+    return {
+        n: (s.double() / total if total else torch.zeros_like(s, dtype=torch.float64)).float()
+        for n, s in scores.items()
+    }
 
 
 class Fusion(Protocol):
@@ -172,7 +175,5 @@ class Weighted:
         missing = sorted(set(scores) - set(self.weights))
         if missing:
             raise ValueError(f"no weight for task {missing[0]!r}; there are weights for {sorted(self.weights)}")
-        fused = {
-            n: torch.stack([v * self.weights[t] for t, v in vs]).sum(0) for n, vs in _gathered(scores).items()
-        }
+        fused = {n: torch.stack([v * self.weights[t] for t, v in vs]).sum(0) for n, vs in _gathered(scores).items()}
         return Ranking({FUSED: fused})

@@ -1,7 +1,7 @@
 """Masks: which weights stay, how they are applied, and what they say about a model.
 
-A mask maps parameter names to bools of the parameter's shape, ``True`` = kept. It may also hold biases and norm parameters
-of dead channels (:func:`silence`); these never count in a sparsity.
+A mask maps parameter names to bools of the parameter's shape, ``True`` = kept. It may also hold biases and norm
+parameters of dead channels (:func:`silence`); these never count in a sparsity.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
 
 
 def sparsity(model: nn.Module, mask: Mapping[str, Tensor], names: Iterable[str] | None = None) -> float:
-    """Zeros that the mask makes / Conv and Linear weights, over the given parameter names (default: the whole model)."""
+    """Zeros that the mask makes / Conv and Linear weights, over the given names (default: the whole model)."""
     weights = prunable(model)
     chosen = list(weights) if names is None else [n for n in names if n in weights]
     total = sum(weights[n].numel() for n in chosen)
@@ -50,7 +50,9 @@ def sparsity(model: nn.Module, mask: Mapping[str, Tensor], names: Iterable[str] 
     return zeros / total if total else 0.0
 
 
-def component_sparsity(model: nn.Module, mask: Mapping[str, Tensor], used: Owners, tasks: Sequence[str]) -> dict[str, float]:
+def component_sparsity(
+    model: nn.Module, mask: Mapping[str, Tensor], used: Owners, tasks: Sequence[str]
+) -> dict[str, float]:
     """Sparsity of the backbone (what more than one task of the model uses) and of each kept head.
 
     Args:
@@ -92,7 +94,8 @@ def overlap(masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
     """How much the tasks' masks agree: intersection over union, by layer and pair of tasks.
 
     Returns:
-        Parameter name (of those shared by at least two tasks) to ``"a & b"`` to IoU; of more than two tasks also ``"all"``.
+        Parameter name (of those shared by at least two tasks) to ``"a & b"`` to IoU; of more than two tasks also
+        ``"all"``.
     """
     result: dict[str, dict[str, float]] = {}
     tasks = list(masks)
@@ -124,9 +127,9 @@ def _dead_rows(weight: nn.Module, kept: Tensor, silent_in: Tensor | None) -> Ten
 def silence(model: nn.Module, mask: Mapping[str, Tensor], seen: Trace) -> Mask:
     """The mask extended so that dead channels emit exactly zero.
 
-    A channel is dead if all its incoming weights are cut (or come from channels that are silent themselves). Its bias, and
-    the scale and shift of a batch norm right behind it, are cut too: batch norm alone would leave a constant, which zero
-    padding makes uneven.
+    A channel is dead if all its incoming weights are cut (or come from channels that are silent themselves). Its bias,
+    and the scale and shift of a batch norm right behind it, are cut too: batch norm alone would leave a constant, which
+    zero padding makes uneven.
 
     Args:
         model: The model that the mask is for.
@@ -271,7 +274,15 @@ def prune(
     budget = Sparsity(sparsity)
     scores = (scorer or Sensitivity())(model, batches, losses, tasks, inputs)
     mask = make_mask(
-        model, scores, batches[0], losses, tasks, fusion=Vote(share), budget=budget, floor_share=floor_share, inputs=inputs
+        model,
+        scores,
+        batches[0],
+        losses,
+        tasks,
+        fusion=Vote(share),
+        budget=budget,
+        floor_share=floor_share,
+        inputs=inputs,
     )
     apply_mask(model, mask)
     return mask

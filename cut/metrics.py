@@ -51,9 +51,7 @@ class ConfusionMetric(Metric):
         index = target[valid] * self.classes + best_class(logits)[valid]
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.classes**2):
             wrong = target[valid & ((target < 0) | (target >= self.classes))]
-            raise ValueError(
-                f"label {int(wrong[0])} is out of range: classes are 0 to {self.classes - 1}, 255 = void"
-            )
+            raise ValueError(f"label {int(wrong[0])} is out of range: classes are 0 to {self.classes - 1}, 255 = void")
         counts = torch.bincount(index, minlength=self.classes**2)
         self.confusion = self.confusion + counts.view(self.classes, self.classes)
 
@@ -144,9 +142,7 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
 
 def length(vectors: Tensor) -> Tensor:
     """Euclidean length along dimension 1, [B, C, ...] to [B, ...]."""
-    return (
-        (vectors * vectors).sum(1).sqrt()
-    )  # a hundred times faster than norm(dim=1) of a channels-first map
+    return (vectors * vectors).sum(1).sqrt()  # a hundred times faster than norm(dim=1) of a channels-first map
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from cut.decomposition import check_tasks
 from cut.network import MultiTaskNet, NetworkConfig
@@ -22,8 +22,8 @@ Schedule = Literal["constant", "cosine", "onecycle"]
 def factor(schedule: Schedule, progress: float, warmup: float) -> float:
     """The learning rate at ``progress`` in [0, 1] of the training, as a factor of the highest.
 
-    ``cosine`` rises linearly for the share ``warmup`` of the training and falls to 0 along a cosine; ``onecycle`` does the
-    same with a cosine rise from 1/25; ``constant`` rises linearly and stays.
+    ``cosine`` rises linearly for the share ``warmup`` of the training and falls to 0 along a cosine; ``onecycle``
+    does the same with a cosine rise from 1/25; ``constant`` rises linearly and stays.
 
     Example:
         >>> [round(factor("cosine", p, 0.1), 3) for p in (0.05, 0.1, 0.55, 1.0)]
@@ -78,9 +78,7 @@ class MultiTaskModel(pl.LightningModule):
         self.network = MultiTaskNet({t.name: t.channels for t in tasks}, image_level, network)
         self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup
         self.scheduler, self.interval = scheduler, interval
-        self._metrics = {
-            split: {t.name: self._collection(t, families) for t in tasks} for split in ("val", "test")
-        }
+        self._metrics = {split: {t.name: self._collection(t, families) for t in tasks} for split in ("val", "test")}
         for split, collections in self._metrics.items():
             for name, collection in collections.items():
                 self.add_module(f"_{split}_{name}", collection)  # so that metrics move with the module
@@ -88,7 +86,7 @@ class MultiTaskModel(pl.LightningModule):
     @staticmethod
     def _collection(task: Task, families: Sequence[str]) -> MetricCollection:
         """All metrics of one task, the legacy ones under ``legacy/``."""
-        found = {}
+        found: dict[str, Metric | MetricCollection] = {}
         for family in families:
             prefix = "legacy/" if family == "legacy" else ""
             found.update({prefix + k: m for k, m in task.metrics(family).items(keep_base=True)})
@@ -137,7 +135,15 @@ class MultiTaskModel(pl.LightningModule):
         size = len(batch["image"])
         logged = {f"train/{t}/loss": loss.detach() for t, loss in losses.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
-        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        self.log(
+            "train/loss",
+            total.detach(),
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=size,
+        )
         return total
 
     def on_train_epoch_start(self) -> None:
@@ -181,7 +187,10 @@ class MultiTaskModel(pl.LightningModule):
         """The optimiser over what is not frozen, and the schedule."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.scheduler is not None:
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": self.interval}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": self.interval},
+            }
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: factor(self.schedule, (step + 1) / (steps + 1), self.warmup)

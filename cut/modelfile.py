@@ -107,16 +107,12 @@ def write(folder: Path, spec: Mapping[str, Any], tensors: Mapping[str, Tensor], 
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in DTYPES or tensor.layout != torch.strided:
-            raise ValueError(
-                f"cannot store {name!r} of {dtype}, {tensor.layout}; allowed: dense {list(DTYPES)}"
-            )
+            raise ValueError(f"cannot store {name!r} of {dtype}, {tensor.layout}; allowed: dense {list(DTYPES)}")
         value = tensor.detach().cpu()
         packed = _pays(value) if sparse is None else sparse and value.is_floating_point()
         entries[name] = {"shape": list(value.shape), "dtype": dtype, "sparse": packed}
         parts = (
-            zip((name + _BITS, name + _VALUES), pack(value), strict=True)
-            if packed
-            else [(name, value.contiguous())]
+            zip((name + _BITS, name + _VALUES), pack(value), strict=True) if packed else [(name, value.contiguous())]
         )
         for key, part in parts:
             if key in stored:
@@ -213,9 +209,7 @@ def _check_entries(entries: Any, path: Path) -> None:
         if not isinstance(entry, dict) or set(entry) != {"shape", "dtype", "sparse"}:
             raise ValueError(f"{path}: the entry of tensor {name!r} needs shape, dtype and sparse")
         if not is_shape(entry["shape"]):
-            raise ValueError(
-                f"{path}: tensor {name!r} has the shape {entry['shape']!r}; whole numbers >= 0 are needed"
-            )
+            raise ValueError(f"{path}: tensor {name!r} has the shape {entry['shape']!r}; whole numbers >= 0 are needed")
         if entry["dtype"] not in list(DTYPES) or not isinstance(entry["sparse"], bool):
             raise ValueError(f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; allowed: {list(DTYPES)}")
         total += _numel(entry["shape"])
@@ -273,15 +267,11 @@ def _check_stored(file: Any, entries: Mapping[str, Any], path: Path) -> None:
             expected[name] = (dtype, entry["shape"])
     different = set(expected) ^ set(file.keys())
     if different:
-        raise ValueError(
-            f"{path} does not hold the tensors that {SPEC} lists: {sorted(different)[:3]} differ"
-        )
+        raise ValueError(f"{path} does not hold the tensors that {SPEC} lists: {sorted(different)[:3]} differ")
     for key, (dtype, shape) in expected.items():
         found = file.get_slice(key)
         if found.get_dtype() != dtype or (shape is not None and list(found.get_shape()) != shape):
-            raise ValueError(
-                f"{path}: {key!r} is {found.get_dtype()} {found.get_shape()} instead of {dtype} {shape}"
-            )
+            raise ValueError(f"{path}: {key!r} is {found.get_dtype()} {found.get_shape()} instead of {dtype} {shape}")
 
 
 def _read(file: Any, name: str, entry: Mapping[str, Any]) -> Tensor:

@@ -21,14 +21,15 @@ class NetworkConfig:
 
     Attributes:
         backbone: Any timm model name.
-        weights: None (random), ``"timm"`` (timm's own download), ``"cache"`` (fetched by ``make weights``), ``"auto"`` (cache
-            if there, else random) or the path of a state-dict file.
+        weights: None (random), ``"timm"`` (timm's own download), ``"cache"`` (fetched by ``make weights``),
+            ``"auto"`` (cache if there, else random) or the path of a state-dict file.
         output_stride: Stride of the deepest map, where the backbone can be dilated.
         head: ``"light"`` or the paper's ``"aspp"``.
         head_width: Channels inside a dense head.
         dropout: Dropout probability in the heads.
         img_size: Height and width of the pictures, for backbones with a fixed grid of patches.
-        resize: ``"patch"`` resizes pictures to the nearest multiple of the patch, ``"never"`` refuses sides that are none.
+        resize: ``"patch"`` resizes pictures to the nearest multiple of the patch, ``"never"`` refuses sides that are
+            none.
     """
 
     backbone: str = "mobilenetv2_100"
@@ -53,7 +54,10 @@ class MultiTaskNet(nn.Module):
     """
 
     def __init__(
-        self, outputs: Mapping[str, int], image_level: Collection[str] = (), config: NetworkConfig | None = None
+        self,
+        outputs: Mapping[str, int],
+        image_level: Collection[str] = (),
+        config: NetworkConfig | None = None,
     ) -> None:
         super().__init__()
         config = config or NetworkConfig()
@@ -65,9 +69,9 @@ class MultiTaskNet(nn.Module):
         if config.head not in ("light", "aspp"):
             raise ValueError(f"head {config.head!r}; allowed: 'light', 'aspp'")
         self.config, self.image_level = config, tuple(t for t in outputs if t in image_level)
-        size = tuple(config.img_size) if config.img_size else None
+        grid = self._grid((config.img_size[0], config.img_size[1])) if config.img_size else None
         self.backbone, self.channels = backbones.create(
-            config.backbone, config.output_stride, size and self._grid(size), config.weights == "timm"
+            config.backbone, config.output_stride, grid, config.weights == "timm"
         )
         self.patch, self.nhwc = backbones.patch_size(self.backbone), backbones.is_nhwc(self.backbone)
         self.weights_source = self._load(config.weights)
@@ -90,7 +94,8 @@ class MultiTaskNet(nn.Module):
             return size
         if self.config.resize == "never":
             raise ValueError(
-                f"pictures of {size[0]}x{size[1]} are no multiple of {self.config.backbone}'s patch {patch[0]}x{patch[1]}; "
+                f"pictures of {size[0]}x{size[1]} are no multiple of {self.config.backbone}'s "
+                f"patch {patch[0]}x{patch[1]}; "
                 "choose other sides or resize='patch'"
             )
         return max(1, round(size[0] / patch[0])) * patch[0], max(1, round(size[1] / patch[1])) * patch[1]
@@ -151,23 +156,16 @@ class MultiTaskNet(nn.Module):
         sides = (int(image.shape[-2]), int(image.shape[-1]))
         if size is None and all(s % p == 0 for s, p in zip(sides, self.patch, strict=True)):
             return image
-        target = self._target if size is not None else None
+        target = backbones.grid_pixels(self.backbone) if size is not None else None
         if target == sides:
             return image
         if target is None or self.config.resize == "never":
             raise ValueError(
-                f"pictures of {sides[0]}x{sides[1]} do not fit {self.config.backbone}: patch {self.patch[0]}x{self.patch[1]}, "
+                f"pictures of {sides[0]}x{sides[1]} do not fit {self.config.backbone}: "
+                f"patch {self.patch[0]}x{self.patch[1]}, "
                 f"built for {size}; set img_size, or resize='patch'"
             )
         return F.interpolate(image, size=target, mode="bilinear", align_corners=False)
-
-    @property
-    def _target(self) -> tuple[int, int]:
-        """The size of the backbone's grid in pixels."""
-        embed = next(m for m in self.backbone.modules() if hasattr(m, "grid_size") and hasattr(m, "patch_size"))
-        height, width = embed.grid_size
-        assert self.patch is not None
-        return int(height * self.patch[0]), int(width * self.patch[1])
 
     def spec(self) -> dict[str, Any]:
         """Everything that :meth:`from_spec` needs to build the same network, as JSON-able values."""

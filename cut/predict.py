@@ -75,10 +75,7 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         size = [int(meta["input"][k]) for k in ("height", "width")]
         numbers = [float(v) for k in ("mean", "std") for v in meta["input"][k]]
-        tasks = {
-            t: (str(f["kind"]), [str(c) for c in f["classes"]], str(f["unit"]))
-            for t, f in meta["tasks"].items()
-        }
+        tasks = {t: (str(f["kind"]), [str(c) for c in f["classes"]], str(f["unit"])) for t, f in meta["tasks"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} carries no usable facts on its input and tasks ({error!r}); see cut.export.metadata"
@@ -93,9 +90,9 @@ def _onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
 
     opened = export.session(path)
     names = [o.name for o in opened.get_outputs()]
-    return lambda image: dict(
-        zip(names, opened.run(names, {"image": image}), strict=True)
-    ), export.read_metadata(opened)
+    return lambda image: dict(zip(names, opened.run(names, {"image": image}), strict=True)), export.read_metadata(
+        opened
+    )
 
 
 def _compact(folder: Path) -> tuple[Runner, dict[str, Any]]:
@@ -156,8 +153,7 @@ def describe(found: Prediction) -> dict[str, dict[str, Any]]:
         if facts["kind"] == "segmentation":
             index, count = np.unique(values.argmax(0), return_counts=True)
             shares = {
-                _class_name(facts, i): round(float(c / count.sum()), 4)
-                for i, c in zip(index, count, strict=True)
+                _class_name(facts, i): round(float(c / count.sum()), 4) for i, c in zip(index, count, strict=True)
             }
             result[task] = dict(sorted(shares.items(), key=lambda kv: -kv[1]))
         elif facts["kind"] == "classification":
@@ -172,8 +168,7 @@ def describe(found: Prediction) -> dict[str, dict[str, Any]]:
             }
         else:
             result[task] = {
-                k: round(float(f(values)), 3)
-                for k, f in (("min", np.min), ("mean", np.mean), ("max", np.max))
+                k: round(float(f(values)), 3) for k, f in (("min", np.min), ("mean", np.mean), ("max", np.max))
             }
             result[task]["unit"] = facts["unit"]
     return result

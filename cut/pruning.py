@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,13 +23,13 @@ from cut.selection import Mask
 class Pruning(Callback):
     """Cut a multi-task model for chosen tasks at set epochs of ``trainer.fit``.
 
-    Before the training of an epoch in the schedule: score on a fixed list of batches, fuse, meet the budget, set weights to
-    zero. After every optimiser step the mask is applied again, so neither momentum nor weight decay revives a weight. The
-    mask lives in this callback's checkpoint state; the model's own keys never change. Masks only shrink.
+    Before the training of an epoch in the schedule: score on a fixed list of batches, fuse, meet the budget, set
+    weights to zero. After every optimiser step the mask is applied again, so neither momentum nor weight decay revives
+    a weight. The mask lives in this callback's checkpoint state; the model's own keys never change. Masks only shrink.
 
     Works with a LightningModule that has ``network`` (forward returns ``{task: Tensor}``), ``losses`` (task to loss
-    function) and ``select(tasks)``, and a data module that has ``score_batches(n)``, as :class:`cut.model.MultiTaskModel`
-    and :class:`cut.data.base.MultiTaskData` do.
+    function) and ``select(tasks)``, and a data module that has ``score_batches(n)``, as
+    :class:`cut.model.MultiTaskModel` and :class:`cut.data.base.MultiTaskData` do.
 
     Args:
         budget: How much is cut; None prunes nothing (a dense run), but still selects the tasks.
@@ -84,15 +84,19 @@ class Pruning(Callback):
         """
         for needed in ("network", "losses", "select"):
             if not hasattr(pl_module, needed):
-                raise ValueError(f"{type(pl_module).__name__} cannot be pruned: it has no {needed!r} (see cut.model.MultiTaskModel)")
-        tasks = check_tasks(self.tasks if self.tasks is not None else list(pl_module.losses), list(pl_module.losses))
+                raise ValueError(
+                    f"{type(pl_module).__name__} cannot be pruned: it has no {needed!r} (see cut.model.MultiTaskModel)"
+                )
+        module: Any = pl_module
+        tasks = check_tasks(self.tasks if self.tasks is not None else list(module.losses), list(module.losses))
         if stage == "fit" and self.budget is not None:
-            late = [e for e in self.schedule.steps() if trainer.max_epochs not in (None, -1) and e >= trainer.max_epochs]
+            last = trainer.max_epochs
+            late = [e for e in self.schedule.steps() if last is not None and last != -1 and e >= last]
             if late:
                 raise ValueError(f"pruning at epoch {late[0]}, but training ends after {trainer.max_epochs} epochs")
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
-        pl_module.select(tasks)
+        module.select(tasks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply a mask that came from a checkpoint."""
@@ -118,10 +122,11 @@ class Pruning(Callback):
         """Score, fuse, cut: one step of the schedule. In a process group all ranks end with the same mask."""
         if self.budget is None:
             return
-        network, losses = pl_module.network, pl_module.losses
+        module: Any = pl_module
+        network, losses, data = module.network, module.losses, cast(Any, trainer).datamodule
         tasks = check_tasks(self.tasks if self.tasks is not None else list(losses), list(losses))
         start = time.perf_counter()
-        batches = _Batches(trainer.datamodule.score_batches(self.batches), pl_module.device, type(self.scorer).__name__)
+        batches = _Batches(data.score_batches(self.batches), pl_module.device, type(self.scorer).__name__)
         network.select(tasks)
         self.scores = self.scorer(network, batches, losses, tasks)
         self.score_seconds += time.perf_counter() - start
@@ -149,10 +154,11 @@ class Pruning(Callback):
             logger.log_metrics({"sparsity": achieved}, step=trainer.global_step)
 
     def _apply(self, pl_module: LightningModule) -> None:
-        """Zero what is cut and remember weights with their masks, as numbers of the weights' own type for a fast product."""
+        """Zero what is cut; remember weights with their masks as numbers, for a fast product."""
         self.mask = {n: m.to(pl_module.device) for n, m in self.mask.items()}
-        apply_mask(pl_module.network, self.mask)
-        parameters = dict(pl_module.network.named_parameters())
+        module: Any = pl_module
+        apply_mask(module.network, self.mask)
+        parameters = dict(module.network.named_parameters())
         self._pairs = [(parameters[n], m.to(parameters[n].dtype)) for n, m in self.mask.items() if not m.all()]
 
 
@@ -170,6 +176,10 @@ class _Batches:
         """All batches in order."""
         from rich.progress import track
 
-        rank = torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+        rank = (
+            torch.distributed.get_rank()
+            if torch.distributed.is_available() and torch.distributed.is_initialized()
+            else 0
+        )
         for batch in track(self.batches, f"scoring ({self.what})", disable=rank > 0, transient=True):
             yield move_data_to_device(batch, self.device)

@@ -132,7 +132,7 @@ class Record:
         layer_component: Weight name to backbone or the head's task.
         mask_overlap: Weight name to IoU of the tasks' own masks.
         cost: By form (``dense_all_heads``, ``kept_heads``, ``compact``): params, nonzero, macs, bytes and
-            latency; where it was exported also ``onnx``: the file's bytes, latency and difference from PyTorch.
+            latency; where it was exported also ``onnx``: bytes, latency and difference from PyTorch.
         metrics: By split: ``"seg/miou"`` to value.
         higher_is_better: Direction of each metric.
         history: Numbers of every epoch.

@@ -12,7 +12,7 @@ class Schedule(Protocol):
     """Epoch to fraction of the budget."""
 
     def steps(self) -> dict[int, float]:
-        """The epochs *before* whose training pruning happens, and the fraction of the budget reached there, ending in 1."""
+        """The epochs *before* whose training pruning happens, with the fraction reached there; the last is 1."""
         ...
 
 
@@ -53,7 +53,9 @@ class Iterative:
 
     def __init__(self, rounds: int = 3, every: int = 1, start: int = 0, final_sparsity: float = 0.9) -> None:
         if rounds < 1 or every < 1 or start < 0:
-            raise ValueError(f"rounds={rounds}, every={every}, start={start}; allowed: rounds and every >= 1, start >= 0")
+            raise ValueError(
+                f"rounds={rounds}, every={every}, start={start}; allowed: rounds and every >= 1, start >= 0"
+            )
         if not 0 < final_sparsity < 1:
             raise ValueError(f"final_sparsity {final_sparsity}; allowed: between 0 and 1")
         self.rounds, self.every, self.start, self.final_sparsity = rounds, every, start, final_sparsity
@@ -85,5 +87,5 @@ class Gradual:
 
     def steps(self) -> dict[int, float]:
         """1 - (1 - i/n)^3 after cut i of n."""
-        epochs = list(range(self.start, self.end, self.every)) + [self.end]
+        epochs = [*list(range(self.start, self.end, self.every)), self.end]
         return {e: 1 - (1 - i / len(epochs)) ** 3 for i, e in enumerate(epochs, 1)}

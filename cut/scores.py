@@ -1,8 +1,8 @@
 """Scores: how much is each parameter worth to each task?
 
 A scorer maps (model, batches, losses, tasks) to ``{task: {parameter name: tensor}}``, larger = worth more. Scorers that
-know only one joint answer (magnitude, random) return the single key ``"all"``; fusing one entry changes nothing, so they
-need no special case further on.
+know only one joint answer (magnitude, random) return the single key ``"all"``; fusing one entry changes nothing, so
+they need no special case further on.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def sensitivity(
 ) -> dict[str, Scores]:
     r"""CUT's score: the sum over batches of ``|weight x gradient of that task's loss|``, on the weights as they are.
 
-    It equals the gradient of a mask of ones (SNIP's connection sensitivity, arXiv 1810.02340), taken per task and on the
-    pre-trained weights (arXiv 2504.09803). One forward serves all tasks; each task then costs one backward through its own
-    head and what it shares. The model is left as it was found.
+    It equals the gradient of a mask of ones (SNIP's connection sensitivity, arXiv 1810.02340), taken per task and on
+    the pre-trained weights (arXiv 2504.09803). One forward serves all tasks; each task then costs one backward through
+    its own head and what it shares. The model is left as it was found.
 
     In a process group every rank gets the same list of batches, scores those dealt to it, and all end with the sum.
 
@@ -149,7 +149,11 @@ class Sensitivity:
 
 
 def _used_weights(
-    model: nn.Module, batches: Iterable[Any], losses: Mapping[str, Loss], tasks: Sequence[str], inputs: Inputs | None
+    model: nn.Module,
+    batches: Iterable[Any],
+    losses: Mapping[str, Loss],
+    tasks: Sequence[str],
+    inputs: Inputs | None,
 ) -> dict[str, dict[str, nn.Parameter]]:
     """Task to the prunable weights that it uses, found on the first batch."""
     tasks = check_tasks(tasks, losses)
@@ -165,8 +169,8 @@ class Magnitude:
     """The weights' absolute values: the strong baseline (global magnitude), also of lottery tickets.
 
     Args:
-        per_task: Give every task its own copy, so that tasks rank within their own sub-model (DiSparse's variant for trained
-            models); otherwise one joint ranking over all that the kept tasks use.
+        per_task: Give every task its own copy, so that tasks rank within their own sub-model (DiSparse's variant for
+            trained models); otherwise one joint ranking over all that the kept tasks use.
     """
 
     def __init__(self, per_task: bool = False) -> None:

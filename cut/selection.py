@@ -1,10 +1,10 @@
 """Selection: the best units of a ranking, exactly, without sorting it.
 
-A 5-task model can have 200 million scores. Sorting them takes half a minute and several copies; finding the cut-off does
-not need it. The bits of a float32, read as an integer, are ordered like the float. Their upper 17 bits bin the scores of
-each task; the bins' cumulative counts bound every unit's percentile, hence its fused value (an order statistic of bounds
-bounds the order statistic). Bisection on the cut-off then leaves a thin band of undecided units, and only that band is
-ranked exactly. The result equals full sorting, ties by index.
+A 5-task model can have 200 million scores. Sorting them takes half a minute and several copies; finding the cut-off
+does not need it. The bits of a float32, read as an integer, are ordered like the float. Their upper 17 bits bin the
+scores of each task; the bins' cumulative counts bound every unit's percentile, hence its fused value (an order
+statistic of bounds bounds the order statistic). Bisection on the cut-off then leaves a thin band of undecided units,
+and only that band is ranked exactly. The result equals full sorting, ties by index.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _Positions:
         self.sorted = torch.cat(gathered).sort().values
 
     def percentile(self, values: Tensor) -> Tensor:
-        """q of the given scores, float64."""
+        """Q of the given scores, float64."""
         bins = _bins(values)
         device = values.device
         at_least = len(self.sorted) - torch.searchsorted(self.sorted, values.float() + 0.0, side="left")
@@ -145,7 +145,7 @@ class _Selector:
         self.histograms = {t: _Histogram(s, alone[t]) for t, s in ranking.scores.items()}
 
     def count(self, cutoff: float, sure: bool, stride: int = 1) -> float:
-        """The number of free units whose fused value surely (or else possibly) is <= cutoff; estimated if stride > 1."""
+        """Free units whose fused value surely (or else possibly) is <= cutoff; an estimate if stride > 1."""
         bins = {t: h.bound(cutoff, sure) for t, h in self.histograms.items()}
         edges = {t: h.edge(bins[t]) for t, h in self.histograms.items()}
         total = float(sum(h.private_at_least[bins[t]] for t, h in self.histograms.items()))
@@ -163,7 +163,7 @@ class _Selector:
         return total
 
     def _bisect(self, count: int, sure: bool, stride: int) -> float:
-        """The largest cut-off that possibly keeps no more (or the smallest that surely keeps no fewer) than ``count``."""
+        """The largest cut-off that possibly keeps at most (or the smallest that surely keeps) ``count``."""
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
@@ -194,7 +194,13 @@ class _Selector:
         return _Window(bottom, {t: max(top[t], bottom[t]) for t in top})
 
     def fused(
-        self, name: str, tasks: tuple[str, ...], votes: int, index: Tensor, window: _Window, exact: dict[str, _Positions]
+        self,
+        name: str,
+        tasks: tuple[str, ...],
+        votes: int,
+        index: Tensor,
+        window: _Window,
+        exact: dict[str, _Positions],
     ) -> Tensor:
         """The fused values of some units of a parameter, exact where they fall into the window."""
         rows = []
@@ -340,7 +346,9 @@ def best_per_layer(ranking: Ranking, counts: Mapping[str, int]) -> Mask:
     return mask
 
 
-def _best_of_shared(ranking: Ranking, layers: list[tuple[str, tuple[str, ...], int]], counts: Mapping[str, int]) -> Mask:
+def _best_of_shared(
+    ranking: Ranking, layers: list[tuple[str, tuple[str, ...], int]], counts: Mapping[str, int]
+) -> Mask:
     """:func:`best_per_layer` for parameters that several tasks use."""
     selector = _Selector(ranking, {})
     windows = []

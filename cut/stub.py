@@ -78,9 +78,7 @@ def structure_of(output: Any, like: Sequence[int] | None) -> Structure:
         {'tuple': [{'tensor': [-1, 3], 'dtype': 'float32'}, {'list': [{'tensor': [5], 'dtype': 'float32'}]}]}
     """
     if isinstance(output, Tensor):
-        same = [
-            like is not None and i != 1 and i < len(like) and s == like[i] for i, s in enumerate(output.shape)
-        ]
+        same = [like is not None and i != 1 and i < len(like) and s == like[i] for i, s in enumerate(output.shape)]
         shape = [-1 if follows else size for follows, size in zip(same, output.shape, strict=True)]
         return {"tensor": shape, "dtype": str(output.dtype).removeprefix("torch.")}
     if isinstance(output, (list, tuple)):
@@ -97,9 +95,7 @@ def _zeros(structure: Structure, like: Tensor | None) -> Any:
         return None
     if "tensor" in structure:
         given = like.shape if like is not None else ()
-        shape = [
-            (given[i] if i < len(given) else 1) if s == -1 else s for i, s in enumerate(structure["tensor"])
-        ]
+        shape = [(given[i] if i < len(given) else 1) if s == -1 else s for i, s in enumerate(structure["tensor"])]
         device = like.device if like is not None else None
         return torch.zeros((), dtype=getattr(torch, structure["dtype"]), device=device).expand(shape)
     if "dict" in structure:

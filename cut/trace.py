@@ -1,7 +1,8 @@
 """Trace: what one forward pass shows about a model's layers: their order, and what feeds what directly.
 
 Two things cannot be read from parameters alone: which layer a task's output comes from last (its rows get a floor), and
-which batch norm, and which layer after it, receives exactly one layer's channels (a dead channel is silenced through them).
+which batch norm, and which layer after it, receives exactly one layer's channels (a dead channel is silenced through
+them).
 """
 
 from __future__ import annotations

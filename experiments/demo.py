@@ -1,6 +1,7 @@
-"""The demo: a dense multi-task model, a compact one for the chosen tasks, two rivals, an ONNX file and a page to look at.
+"""The demo: a dense multi-task model, a compact one for the chosen tasks, two rivals, an ONNX file and a page.
 
-``make demo [TASKS="seg normal depth"] [SPARSITY=0.9]``. What is done is not done again; after Ctrl-C the same command goes on.
+``make demo [TASKS="seg normal depth"] [SPARSITY=0.9]``. What is done is not done again; after Ctrl-C the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from cut.records import Record, read, write_atomically
 from experiments.report import write_report
 from experiments.run import run
 from experiments.summary import print_table, rows
+from experiments.timing import in_turns, timed
 
 DENSE_TASKS = ("seg", "normal", "depth", "edge")
 METHODS = ("cut", "magnitude", "disparse")
 GALLERY = 6
+FILES = {"page:": "report.html", "model:": "compact", "ONNX:": "cut.onnx", "table:": "summary.json"}
 SHOWN = {
     "seg": ("seg/miou", "mIoU %"),
     "normal": ("normal/mean", "angle °"),
@@ -55,7 +58,9 @@ def _common(method: str, folder: Path, records: Path, seed: int, epochs: int, ra
     ]
 
 
-def gallery(data: Rooms, dense: MultiTaskNet, models: dict[str, torch.nn.Module], tasks: Sequence[str]) -> list[dict[str, Any]]:
+def gallery(
+    data: Rooms, dense: MultiTaskNet, models: dict[str, torch.nn.Module], tasks: Sequence[str]
+) -> list[dict[str, Any]]:
     """Pictures, labels and predictions of some test rooms, spread over the set."""
     data.setup("test")
     test = data.splits["test"]
@@ -71,7 +76,8 @@ def gallery(data: Rooms, dense: MultiTaskNet, models: dict[str, torch.nn.Module]
                     shown[task][name] = outputs[task][0].numpy()
         far = float(item["depth"].max()) if "depth" in item else 6.0
         drawn = {
-            t: {who: drawing.output(kinds[t], a, near=0.5, far=far) for who, a in panels.items()} for t, panels in shown.items()
+            t: {who: drawing.output(kinds[t], a, near=0.5, far=far) for who, a in panels.items()}
+            for t, panels in shown.items()
         }
         result.append({"id": str(index), "picture": picture(item["image"], data.mean, data.std), "tasks": drawn})
     return result
@@ -84,6 +90,23 @@ def _dense_network(folder: Path) -> MultiTaskNet:
     return network.eval()
 
 
+def time_all(out: Path, dense: Record, pruned: Sequence[Record]) -> dict[str, Any]:
+    """All exported models timed in turns, kept in ``timing.json``; timed again only if a model is newer than that."""
+    first = out / pruned[0].checkpoint
+    paths = {
+        "dense_all_heads": out / dense.checkpoint / "dense_all_heads.onnx",
+        "kept_heads": first / "kept_heads.onnx",
+    }
+    paths |= {r.method: out / r.checkpoint / "compact.onnx" for r in pruned}
+    kept = out / f"timing-{'+'.join(pruned[0].tasks)}-{pruned[0].budget['target']:g}.json"
+    if not kept.exists() or kept.stat().st_mtime < max(p.stat().st_mtime for p in paths.values()):
+        data = Rooms(tasks=DENSE_TASKS, seed=dense.seed)
+        write_atomically(
+            kept, json.dumps(in_turns(paths, data.score_batches(1, 1)[0]["image"].numpy()), indent=1) + "\n"
+        )
+    return json.loads(kept.read_text())
+
+
 def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> None:
     """Files for the user: the compact model, the ONNX file, the page and the summary."""
     folders = {r.method: out / r.checkpoint for r in pruned}
@@ -94,9 +117,14 @@ def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> Non
     models = {m: checkpoint.load(folders[m] / "compact").eval() for m in ("cut", "magnitude")}
     rooms = gallery(data, _dense_network(out / dense.checkpoint), models, pruned[0].tasks)
     note = (
-        "Rooms: rendered rooms with exact labels, shipped with the package; test rooms hold furniture that no training room has."
+        "Rooms: rendered rooms with exact labels, shipped with the package; "
+        "test rooms hold furniture that no training room has."
     )
-    files = {"cut.onnx": "ONNX file", "compact/model.json": "compact model", "summary.json": "the table as data"}
+    files = {
+        "cut.onnx": "ONNX file",
+        "compact/model.json": "compact model",
+        "summary.json": "the table as data",
+    }
     write_report(dense, pruned, rooms, out / "report.html", classes=data.meta["classes"], files=files, note=note)
     write_atomically(out / "summary.json", json.dumps(rows(dense, pruned), indent=1) + "\n")
 
@@ -126,10 +154,11 @@ def demo(tasks: Sequence[str], sparsity: float, out: Path, seed: int, epochs: in
             f"--init={out / 'dense'}",
         ]
         pruned.append(read(run(line)))
+    dense, pruned = timed(dense, pruned, time_all(out, dense, pruned))
     finish(out, dense, pruned, seed)
     print_table(rows(dense, pruned), dict(SHOWN[t] for t in tasks))
     console.print(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
-    console.print(f"page:    {out / 'report.html'}\nmodel:   {out / 'compact'}\nONNX:    {out / 'cut.onnx'}\ntable:   {out / 'summary.json'}")
+    console.print("\n".join(f"{what:8} {out / name}" for what, name in FILES.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

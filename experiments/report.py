@@ -78,9 +78,7 @@ def overlaps(record: Record) -> dict[str, Any]:
         ]
         for p in pairs
     }
-    means = {
-        p: float(np.mean([c["value"] for c in row if c["value"] is not None])) for p, row in cells.items()
-    }
+    means = {p: float(np.mean([c["value"] for c in row if c["value"] is not None])) for p, row in cells.items()}
     return {"layers": layers, "cells": cells, "means": means}
 
 
@@ -90,9 +88,7 @@ def _gallery(gallery: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "id": room["id"],
             "picture": data_uri(room["picture"]),
-            "tasks": {
-                t: {who: data_uri(p) for who, p in panels.items()} for t, panels in room["tasks"].items()
-            },
+            "tasks": {t: {who: data_uri(p) for who, p in panels.items()} for t, panels in room["tasks"].items()},
         }
         for room in gallery
     ]

@@ -3,9 +3,9 @@
     python -m experiments.run --config configs/trainer/demo.yaml --config configs/data/rooms.yaml \
         --config configs/model/mobilenetv2.yaml --config configs/pruning/cut.yaml --seed_everything 1 --out runs/mine
 
-Every choice is one YAML; ``--print_config`` shows them resolved. A dense run and a pruned run are two runs of this script:
-the pruned one starts from the dense one's folder (``--init``). A run whose record exists is not run again; one that was
-killed goes on from its last epoch.
+Every choice is one YAML; ``--print_config`` shows them resolved. A dense run and a pruned run are two runs of this
+script: the pruned one starts from the dense one's folder (``--init``). A run whose record exists is not run again; one
+that was killed goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class CLI(LightningCLI):
         parser.link_arguments("data.tasks", "model.init_args.tasks", apply_on="instantiate")
         parser.add_argument("--method", type=str, default="dense", help="name of the method in records and tables")
         parser.add_argument("--init", type=str | None, default=None, help="folder of the dense run to start from")
-        parser.add_argument("--out", type=str, default="runs/last", help="folder of this run: checkpoints, logs, models")
+        parser.add_argument(
+            "--out", type=str, default="runs/last", help="folder of this run: checkpoints, logs, models"
+        )
         parser.add_argument("--records", type=str, default="experiments/records", help="folder of records")
-
 
     def before_instantiate_classes(self) -> None:
         """Loggers write into the run's folder, W&B under the method's name."""
@@ -64,7 +65,9 @@ class CLI(LightningCLI):
                 options.save_dir = self.config.out
             if logger.class_path.endswith("WandbLogger"):
                 options.name = options.get("name") or f"{self.config.method}-{self.config.seed_everything}"
-                options.job_type = options.get("job_type") or ("dense" if self.config.pruning.budget is None else "prune")
+                options.job_type = options.get("job_type") or (
+                    "dense" if self.config.pruning.budget is None else "prune"
+                )
                 Path(self.config.out).mkdir(parents=True, exist_ok=True)
 
 
@@ -99,24 +102,42 @@ def load_dense(model: MultiTaskModel, folder: str | Path) -> str:
     """Load the weights of a dense run into the model; returns the file's name.
 
     Raises:
-        ValueError: If there is no such checkpoint, or it is of another model or other tasks.
+        ValueError: If the checkpoint is of another model or other tasks.
     """
+    path = Path(folder) / "last.ckpt"
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    mine = model.state_dict()
+    wrong = sorted(set(state) ^ set(mine)) + sorted(
+        k for k in set(state) & set(mine) if state[k].shape != mine[k].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"{path} is of another model or other tasks: {len(wrong)} tensors differ, the first is {wrong[0]!r}"
+        )
+    model.load_state_dict(state)
+    return path.name
+
+
+def start_of(folder: str | None) -> str | None:
+    """The id of the dense run in a folder, None without a folder.
+
+    Raises:
+        ValueError: If there is no finished dense run.
+    """
+    if folder is None:
+        return None
     path = Path(folder) / "last.ckpt"
     if not path.exists():
         raise ValueError(f"no dense checkpoint {path}: run the dense model first (--init names its folder)")
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    mine = model.state_dict()
-    wrong = sorted(set(state) ^ set(mine)) + sorted(k for k in set(state) & set(mine) if state[k].shape != mine[k].shape)
-    if wrong:
-        raise ValueError(f"{path} is of another model or other tasks: {len(wrong)} tensors differ, the first is {wrong[0]!r}")
-    model.load_state_dict(state)
-    return path.name
+    return str(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("record", "unknown"))
 
 
 def split_metrics(found: dict[str, Any], split: str) -> dict[str, float]:
     """``{"seg/miou": ...}`` from a trainer's ``{"test/seg/miou": ...}``."""
     start = f"{split}/"
-    return {k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("/loss")}
+    return {
+        k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("/loss")
+    }
 
 
 def _cost(network: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
@@ -128,9 +149,13 @@ def _cost(network: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
 
 
 def _onnx(
-    network: torch.nn.Module, path: Path, batch: dict[str, torch.Tensor], tasks: Sequence[str], meta: dict[str, Any]
+    network: torch.nn.Module,
+    path: Path,
+    batch: dict[str, torch.Tensor],
+    tasks: Sequence[str],
+    meta: dict[str, Any],
 ) -> dict[str, Any]:
-    """Export a network, check every output on real pictures, and time the file on one thread; empty without the extra."""
+    """Export a network, check every output on real pictures, and time the file; empty without the extra."""
     try:
         exported = export.export_onnx(network, path, batch["image"][:1], tasks=tasks, meta=meta)
     except ValueError as error:
@@ -168,13 +193,17 @@ def measure(
     """
     tasks, image = list(pruning.tasks or network.outputs), batch["image"][:1]
     mask = {n: m.cpu() for n, m in pruning.mask.items()}
-    for net in (dense, network):
-        net.cpu().eval().select(list(net.outputs))
+    for whole in (dense, network):
+        whole.cpu().eval().select(list(whole.outputs))
     used = owners(network, batch, losses, list(losses))
     small = compact(network, tasks, mask, batch)
     kept = keep_tasks(dense, tasks, batch)
     size = checkpoint.save(small, folder / "compact", metadata=meta)
-    forms = {"dense_all_heads": (dense, list(dense.outputs)), "kept_heads": (kept, tasks), "compact": (small, tasks)}
+    forms: dict[str, tuple[torch.nn.Module, list[str]]] = {
+        "dense_all_heads": (dense, list(dense.outputs)),
+        "kept_heads": (kept, tasks),
+        "compact": (small, tasks),
+    }
     weights = prunable(network)
     result: dict[str, Any] = {
         "cost": {
@@ -192,8 +221,7 @@ def measure(
             if form != "compact":
                 result["cost"][form]["bytes"] = checkpoint.save(net, Path(temporary) / "model")
             if form == "compact" or (form == "kept_heads") == bool(mask):
-                path = folder / "compact.onnx" if form == "compact" else Path(temporary) / "model.onnx"
-                result["cost"][form]["onnx"] = _onnx(net, path, batch, outputs, meta)
+                result["cost"][form]["onnx"] = _onnx(net, folder / f"{form}.onnx", batch, outputs, meta)
     if len(pruning.scores) > 1:
         found = overlap(task_masks(pruning.scores, 1 - result["sparsity"]["kept"]))
         result["mask_overlap"] = {n: {k: round(v, 4) for k, v in pairs.items()} for n, pairs in found.items()}
@@ -227,7 +255,9 @@ def _parsed(argv: Sequence[str]) -> CLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
-            trainer_defaults={"callbacks": [History(), RichProgressBar(), ModelCheckpoint(enable_version_counter=False)]},
+            trainer_defaults={
+                "callbacks": [History(), RichProgressBar(), ModelCheckpoint(enable_version_counter=False)]
+            },
             seed_everything_default=1,
             args=list(argv),
             parser_kwargs={"exit_on_error": False},
@@ -266,9 +296,13 @@ def run(argv: Sequence[str]) -> Path:
     """
     _quiet()
     cli = _parsed(argv)
-    options, trainer, model, data = cli.config, cli.trainer, cli.model, cli.datamodule
+    for logger in cli.trainer.loggers:  # Lightning passes on an option that W&B warns about
+        getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+    options, model, data = cli.config, cli.model, cli.datamodule
+    trainer: Any = cli.trainer
     pruning = next(c for c in trainer.callbacks if isinstance(c, Pruning))
     config = _config(cli)
+    config["start"] = start_of(options.init)  # another dense model makes another run, wherever it lies
     seed = int(options.seed_everything)
     folder = Path(options.out)
     kept = check_tasks(pruning.tasks or list(model.tasks), list(model.tasks))
@@ -315,7 +349,7 @@ def run(argv: Sequence[str]) -> Path:
     record.score_seconds, record.peak_memory = round(pruning.score_seconds, 2), peak_memory()
     _finish(trainer, folder)
     (folder / "last.ckpt").unlink(missing_ok=True)
-    torch.save({"state_dict": model.state_dict(), "tasks": list(model.tasks)}, folder / "last.part")
+    torch.save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.part")
     os.replace(folder / "last.part", folder / "last.ckpt")
     last.unlink(missing_ok=True)
     return record.write(options.records)

@@ -17,7 +17,7 @@ KINDS = {"dense": "dense", "default": "unstructured: single weights"}
 
 
 def against_dense(record: Record, dense: Record) -> dict[str, float]:
-    """Delta_m of a record on test, against the dense record on the same tasks: plain, and with changes clipped to 100 %."""
+    """Delta_m on test against the dense record on the same tasks: plain, and with changes clipped to 100 %."""
     reference = {k: v for k, v in dense.metrics["test"].items() if k.split("/")[0] in record.tasks}
     found = {k: v for k, v in record.metrics["test"].items() if k in reference}
     better = record.higher_is_better
@@ -27,7 +27,9 @@ def against_dense(record: Record, dense: Record) -> dict[str, float]:
     }
 
 
-def _row(record: Record, method: str, form: str, tasks: Sequence[str], delta: dict[str, float], kind: str) -> dict[str, Any]:
+def _row(
+    record: Record, method: str, form: str, tasks: Sequence[str], delta: dict[str, float], kind: str
+) -> dict[str, Any]:
     cost = record.cost[form]
     timed = cost.get("onnx", {}).get("latency") or cost["latency"]
     return {
@@ -90,14 +92,23 @@ def print_table(found: Sequence[dict[str, Any]], metrics: dict[str, str]) -> Non
         metrics: The metrics to show and their short headings; all are in the report and in ``summary.json``.
     """
     console = Console()
-    table = Table(title="test set; pruned rows are unstructured cuts (single weights), compacted", padding=(0, 1), box=box.SIMPLE_HEAD)
+    table = Table(
+        title="test set; pruned rows are unstructured cuts (single weights), compacted",
+        padding=(0, 1),
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("method", no_wrap=True)
     for head in ("sparsity", "Δm %", *metrics.values(), "params", "non-zero", "MB", "MMACs", "ms"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in found:
         delta = "0" if r["method"] == "dense" else f"{r['delta_m']:+.2f}"
-        shown = [_cell(r["metrics"][m], m) if m in r["metrics"] else "–" for m in metrics]
-        size = [f"{r['params'] / 1e6:.2f}M", f"{r['nonzero'] / 1e6:.2f}M", f"{r['bytes'] / 1e6:.2f}", f"{r['macs'] / 1e6:.0f}"]
+        shown = [_cell(r["metrics"][m], m) if m in r["metrics"] else "-" for m in metrics]
+        size = [
+            f"{r['params'] / 1e6:.2f}M",
+            f"{r['nonzero'] / 1e6:.2f}M",
+            f"{r['bytes'] / 1e6:.2f}",
+            f"{r['macs'] / 1e6:.0f}",
+        ]
         name = f"{r['method']}, {len(r['tasks'])} heads" if r["method"] == "dense" else r["method"]
         style = "bold" if r["method"].startswith("cut") else ""
         table.add_row(name, f"{r['sparsity']:.4f}", delta, *shown, *size, f"{r['latency_ms']:.1f}", style=style)

@@ -54,9 +54,7 @@ class Cnn(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width)
         self.block1, self.block2, self.gate = Block(width, 48), Block(width, 48), Gate(width)
-        self.low = nn.Sequential(
-            nn.Conv2d(width, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()
-        )
+        self.low = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
         self.heads = nn.ModuleDict({t: Head(width + 12, 3) for t in tasks})
         self.scene = nn.Sequential(nn.Conv2d(width, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.classify = nn.Linear(32, 5)
@@ -79,9 +77,7 @@ class Vit(nn.Module):
 
     def forward(self, image):
         tokens = self.backbone.forward_features(image)
-        grid = (
-            tokens[:, 1:].transpose(1, 2).reshape(len(image), 192, image.shape[2] // 16, image.shape[3] // 16)
-        )
+        grid = tokens[:, 1:].transpose(1, 2).reshape(len(image), 192, image.shape[2] // 16, image.shape[3] // 16)
         return {"seg": F.interpolate(self.seg(grid), scale_factor=16), "scene": self.scene(tokens[:, 0])}
 
 

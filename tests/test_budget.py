@@ -1,5 +1,7 @@
 """Budgets are exact, nested, and honour the floor."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -10,7 +12,10 @@ from cut.scores import Scores
 
 def scores(seed: int = 0, ties: bool = False) -> dict[str, Scores]:
     g = torch.Generator().manual_seed(seed)
-    value = lambda *shape: torch.randn(*shape, generator=g).abs().mul(4).round() if ties else torch.rand(*shape, generator=g)  # noqa: E731
+
+    def value(*shape):
+        return torch.randn(*shape, generator=g).abs().mul(4).round() if ties else torch.rand(*shape, generator=g)
+
     return {
         "seg": {"trunk": value(20, 30), "deep": value(10, 20), "seg": value(5, 10)},
         "depth": {"trunk": value(20, 30), "deep": value(10, 20), "depth": value(1, 10)},
@@ -28,7 +33,9 @@ def zeros(mask) -> int:
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.05])
 @pytest.mark.parametrize("target", [0.0, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("fusion", [Vote(0.0), Vote(0.5), Vote(1.0), Mean(), Max(), Weighted({"seg": 1, "depth": 3, "normal": 2})])
+@pytest.mark.parametrize(
+    "fusion", [Vote(0.0), Vote(0.5), Vote(1.0), Mean(), Max(), Weighted({"seg": 1, "depth": 3, "normal": 2})]
+)
 def test_sparsity_is_met_exactly(fusion, target, share, ties):
     s = scores(ties=ties)
     front = floor(fusion(s), share, rows=["seg", "depth", "normal"])
@@ -48,7 +55,7 @@ def test_masks_of_smaller_budgets_are_nested(share):
     s = scores(1)
     front = floor(Vote(0.5)(s), share)
     masks = [Sparsity(t).mask(s, Vote(0.5), Size(TOTAL), front) for t in (0.9, 0.7, 0.5, 0.1)]
-    for small, large in zip(masks, masks[1:], strict=False):
+    for small, large in itertools.pairwise(masks):
         assert all((large[n] | ~small[n]).all() for n in small)
 
 
@@ -79,7 +86,12 @@ def test_what_is_cut_stays_cut():
 def test_the_floor_keeps_its_share_of_every_layer_and_an_input_per_output():
     s = scores()
     front = floor(Vote(0.5)(s), 0.05, rows=["seg"])
-    assert {n: int(m.sum()) for n, m in front.items() if n != "seg"} == {"trunk": 30, "deep": 10, "depth": 1, "normal": 2}
+    assert {n: int(m.sum()) for n, m in front.items() if n != "seg"} == {
+        "trunk": 30,
+        "deep": 10,
+        "depth": 1,
+        "normal": 2,
+    }
     assert front["seg"].any(1).all()
     assert floor(Vote(0.5)(s), 0.0) == {}
 
@@ -96,7 +108,10 @@ def test_the_floor_keeps_its_share_of_every_layer_and_an_input_per_output():
         (lambda: Weighted({"seg": 0.0}), "must be positive"),
         (lambda: Weighted({"seg": 1.0})(scores()), "no weight for task 'depth'"),
         (lambda: floor(Vote(0.5)(scores()), 2.0), "floor 2.0"),
-        (lambda: Sparsity(0.99).mask(scores(), Vote(0.5), Size(TOTAL), floor(Vote(0.5)(scores()), 0.3)), "the floor needs"),
+        (
+            lambda: Sparsity(0.99).mask(scores(), Vote(0.5), Size(TOTAL), floor(Vote(0.5)(scores()), 0.3)),
+            "the floor needs",
+        ),
         (lambda: Parameters(5).mask(scores(), Vote(0.5), Size(TOTAL, 17)), "17 are never cut"),
         (lambda: KeepRatio(0.5).mask(scores(), fraction=0.5), "no floor and no steps"),
     ],

@@ -45,9 +45,7 @@ def one_thread():
 @cache
 def compact_cnn(tasks=("seg", "scene"), sparsity=0.9):
     model = trained(Cnn())
-    return compact(
-        model, list(tasks), silenced(model, random_mask(model, sparsity, seed=3), image()), image()
-    )
+    return compact(model, list(tasks), silenced(model, random_mask(model, sparsity, seed=3), image()), image())
 
 
 CASES = {
@@ -69,9 +67,7 @@ def test_saved_and_loaded_is_identical(tmp_path, name, sparse):
     loaded = load(tmp_path / "m", builder)
     assert_identical(model, loaded)
     assert read_metadata(tmp_path / "m") == {"sparsity": 0.9, "1": [None]}
-    assert {n: p.shape for n, p in loaded.named_parameters()} == {
-        n: p.shape for n, p in model.named_parameters()
-    }
+    assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert repr(loaded) == repr(model), "the sizes of all layers"
 
 
@@ -342,9 +338,7 @@ def test_multi_task_net_needs_no_builder(tmp_path, backbone, size):
 
 
 def small_net(tmp_path):
-    model = MultiTaskNet(
-        {"seg": 4, "depth": 1}, config=NetworkConfig("mobilenetv2_050", head_width=16)
-    ).eval()
+    model = MultiTaskNet({"seg": 4, "depth": 1}, config=NetworkConfig("mobilenetv2_050", head_width=16)).eval()
     save(model, tmp_path / "m")
     return model
 

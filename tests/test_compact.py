@@ -70,11 +70,7 @@ def test_compact_equals_masked_model_at_borders_too(sparsity, silent):
 def test_channel_that_a_norm_leaves_constant_stays():
     """Zero weights, but a shift: the constant is uneven at the borders of the next, padded convolution."""
     model = trained(Cnn())
-    mask = {
-        n: torch.ones_like(p, dtype=torch.bool)
-        for n, p in model.named_parameters()
-        if n == "block1.expand.weight"
-    }
+    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters() if n == "block1.expand.weight"}
     mask["block1.expand.weight"][:10] = False
     smaller = compact(model, ["seg"], mask, image())
     assert inner(smaller).block1.expand.out_channels == 48
@@ -157,9 +153,7 @@ def test_flatten_needs_all_positions_dead():
 
 def test_one_channel_is_left_in_every_layer():
     model = trained(Cnn())
-    mask = {
-        n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.named_parameters() if n.startswith("block")
-    }
+    mask = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.named_parameters() if n.startswith("block")}
     mask["heads.seg.conv.weight"] = torch.zeros(16, 36, 3, 3, dtype=torch.bool)
     smaller = compact(model, ["seg", "depth"], mask, image())
     assert inner(smaller).block1.expand.out_channels == 1 and inner(smaller).block2.depthwise.groups == 1
@@ -178,11 +172,7 @@ def test_concatenation_keeps_one_input_in_all():
 
 def test_vit_neurons():
     model = trained(Vit())
-    mask = {
-        n: torch.ones_like(p, dtype=torch.bool)
-        for n, p in model.named_parameters()
-        if ".mlp." in n or "qkv" in n
-    }
+    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters() if ".mlp." in n or "qkv" in n}
     first, second = "backbone.blocks.0.mlp.", "backbone.blocks.1.mlp."
     mask[first + "fc1.weight"][:100] = mask[first + "fc1.bias"][:100] = False
     mask[first + "fc1.weight"][100:150] = False  # these still emit their bias
@@ -203,9 +193,7 @@ def test_nothing_to_do_changes_nothing_and_twice_is_once():
     mask = silenced(model, random_mask(model, 0.9, seed=3), image())
     once = compact(model, ["seg"], mask, image())
     twice = compact(once, ["seg"], None, image())
-    assert {n: p.shape for n, p in once.named_parameters()} == {
-        n: p.shape for n, p in twice.named_parameters()
-    }
+    assert {n: p.shape for n, p in once.named_parameters()} == {n: p.shape for n, p in twice.named_parameters()}
 
 
 def test_tied_and_grouped_layers_are_left_alone():
@@ -227,9 +215,7 @@ def test_tied_and_grouped_layers_are_left_alone():
     mask["c.weight"][:, 0] = mask["out.weight"][:, 1] = False
     smaller = compact(model, ["t"], mask, image())
     assert smaller.d.weight is smaller.c.weight
-    assert {n: p.shape for n, p in smaller.named_parameters()} == {
-        n: p.shape for n, p in model.named_parameters()
-    }
+    assert {n: p.shape for n, p in smaller.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
 def test_alive_inputs_by_brute_force():
@@ -379,9 +365,7 @@ def test_batches_and_inputs():
         ((image(), 0), None),
         ({"x": image()}, lambda b: b["x"]),
     ]:
-        assert {
-            n for n, _ in compact(model, ["seg"], None, batch, inputs=inputs).named_parameters()
-        } == expected
+        assert {n for n, _ in compact(model, ["seg"], None, batch, inputs=inputs).named_parameters()} == expected
 
 
 @pytest.mark.parametrize(
@@ -431,9 +415,7 @@ def test_multi_task_net(backbone, head, size):
 
 
 def test_heads_that_are_not_selected_go_too():
-    model = trained(
-        MultiTaskNet({"seg": 4, "depth": 1}, config=NetworkConfig("mobilenetv2_050", head_width=16))
-    )
+    model = trained(MultiTaskNet({"seg": 4, "depth": 1}, config=NetworkConfig("mobilenetv2_050", head_width=16)))
     model.select(["seg"])
     assert list(keep_tasks(model, ["seg"], image(size=(64, 64))).heads) == ["seg"]
     with pytest.raises(ValueError, match="unknown task 'depth'"):

@@ -88,9 +88,7 @@ def test_latency_counts_and_restores_threads():
     threads = before + 1
     measured = latency(lambda: calls.append(torch.get_num_threads()), threads=threads, warmup=2, repeats=20)
     assert calls == [threads] * 22 and torch.get_num_threads() == before
-    assert (
-        0 <= measured.median_ms <= measured.p95_ms and measured.repeats == 20 and measured.threads == threads
-    )
+    assert 0 <= measured.median_ms <= measured.p95_ms and measured.repeats == 20 and measured.threads == threads
 
     def fail():
         raise RuntimeError("no")

@@ -34,9 +34,7 @@ def test_depth_gets_darker_with_distance_and_unknown_is_black():
     lightness = drawn @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(lightness[:5]) < 0).all()
     assert drawn[5].tolist() == [0, 0, 0] and drawn[:5].any(1).all()
-    assert (
-        drawing.depth(np.full((2, 2), 3.0), 3.0, 3.0) == drawing.depth(np.full((2, 2), 3.0), 3.0, 3.0)
-    ).all()
+    assert (drawing.depth(np.full((2, 2), 3.0), 3.0, 3.0) == drawing.depth(np.full((2, 2), 3.0), 3.0, 3.0)).all()
 
 
 def test_responses_get_lighter_and_stay_in_range():

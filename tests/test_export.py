@@ -75,11 +75,7 @@ def test_outputs_are_named_by_task_and_the_batch_is_free(file):
     assert [o.name for o in opened.get_outputs()] == NAMES
     for number in (1, 2, 3):
         seg, metres, scene = opened.run(None, {"image": images(number).numpy()})
-        assert (
-            seg.shape == (number, 3, *SIZE)
-            and metres.shape == (number, 1, *SIZE)
-            and scene.shape == (number, 2)
-        )
+        assert seg.shape == (number, 3, *SIZE) and metres.shape == (number, 1, *SIZE) and scene.shape == (number, 2)
 
 
 def test_outputs_equal_those_of_pytorch(file, network):

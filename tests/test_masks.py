@@ -6,7 +6,17 @@ from torch import nn
 
 from cut.budget import Parameters
 from cut.decomposition import owners, prunable
-from cut.masks import apply_mask, component_sparsity, layer_sparsity, make_mask, overlap, prune, silence, sparsity, task_masks
+from cut.masks import (
+    apply_mask,
+    component_sparsity,
+    layer_sparsity,
+    make_mask,
+    overlap,
+    prune,
+    silence,
+    sparsity,
+    task_masks,
+)
 from cut.scores import sensitivity
 from cut.trace import trace
 from tests.small_networks import Cnn, trained
@@ -38,7 +48,9 @@ def test_prune_meets_the_sparsity_of_the_kept_part(model, target, floor):
     assert parts["kept"] == pytest.approx(target, abs=1 / total)
     whole = kept_size(model)
     assert parts["whole_model_with_dropped_heads"] == pytest.approx((whole - total + zeros) / whole)
-    heads = {t: sparsity(model, mask, [n for n in prunable(model) if n.startswith(f"heads.{t}")]) for t in ("seg", "depth")}
+    heads = {
+        t: sparsity(model, mask, [n for n in prunable(model) if n.startswith(f"heads.{t}")]) for t in ("seg", "depth")
+    }
     assert {t: parts[t] for t in heads} == heads
 
 
@@ -53,7 +65,11 @@ def test_parameter_budget_counts_norms_and_biases_of_the_kept_part(model):
     data = batches()
     scores = sensitivity(model, data, LOSSES, ["seg"])
     mask = make_mask(model, scores, data[0], LOSSES, ["seg"], budget=Parameters(2500), silent=False)
-    kept = {n: p.numel() for n, p in model.named_parameters() if not n.startswith(("heads.depth", "heads.normal", "scene", "classify"))}
+    kept = {
+        n: p.numel()
+        for n, p in model.named_parameters()
+        if not n.startswith(("heads.depth", "heads.normal", "scene", "classify"))
+    }
     assert sum(kept.values()) - sum(int((~m).sum()) for m in mask.values()) == 2500
 
 
@@ -120,7 +136,10 @@ def test_an_in_place_residual_sum_breaks_the_chain():
 def test_trace_knows_the_last_layer_of_each_task(model):
     used = owners(model, batches()[0], LOSSES, list(LOSSES))
     last = trace(model, batches()[0]).last_layers(model, used)
-    assert last == {**{t: f"heads.{t}.out.weight" for t in ("seg", "depth", "normal")}, "scene": "classify.weight"}
+    assert last == {
+        **{t: f"heads.{t}.out.weight" for t in ("seg", "depth", "normal")},
+        "scene": "classify.weight",
+    }
 
 
 def test_overlap_of_task_masks(model):
@@ -146,7 +165,7 @@ def test_layer_sparsity(model):
 def test_a_mask_of_another_model_is_refused_and_nothing_changes(model):
     before = model.stem.weight.clone()
     good = torch.zeros_like(model.stem.weight, dtype=torch.bool)
-    with pytest.raises(ValueError, match="'nowhere.weight'"):
+    with pytest.raises(ValueError, match=r"'nowhere\.weight'"):
         apply_mask(model, {"stem.weight": good, "nowhere.weight": good})
     with pytest.raises(ValueError, match=r"'stem.weight' has shape \(2,\)"):
         apply_mask(model, {"stem.weight": torch.ones(2, dtype=torch.bool)})

@@ -123,9 +123,7 @@ def test_normals_compare_all_pixels_of_the_set(family: str) -> None:
 
 def test_raw_colours_shrink_angles() -> None:
     output, target = normal_set()
-    found = [
-        over_batches(tasks.normals().metrics(f), output, target)["mean"] for f in ("corrected", "legacy")
-    ]
+    found = [over_batches(tasks.normals().metrics(f), output, target)["mean"] for f in ("corrected", "legacy")]
     assert found[1] < 0.7 * found[0]
 
 

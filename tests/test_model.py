@@ -1,5 +1,7 @@
 """The LightningModule: selection, logging, schedules, checkpoints."""
 
+import itertools
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -38,7 +40,13 @@ def test_fit_and_test_log_losses_and_metrics_of_every_task(model, data, tmp_path
     run = trainer(tmp_path)
     run.fit(model, data)
     logged = set(run.callback_metrics)
-    assert {"train/loss", "train/seg/loss", "val/normal/mean", "val/depth/rel", "val/scene/accuracy"} <= logged
+    assert {
+        "train/loss",
+        "train/seg/loss",
+        "val/normal/mean",
+        "val/depth/rel",
+        "val/scene/accuracy",
+    } <= logged
     run.test(model, data, verbose=False)
     assert {"test/seg/miou", "test/normal/within_30", "test/depth/delta1"} <= set(run.callback_metrics)
     assert all(torch.isfinite(v) for v in run.callback_metrics.values())
@@ -94,7 +102,7 @@ def test_a_checkpoint_loads_weights_only(model, data, tmp_path):
 def test_schedules_rise_and_fall(schedule):
     values = [factor(schedule, i / 100, 0.1) for i in range(101)]
     assert max(values) == pytest.approx(1.0) and values[0] < 0.1
-    assert all(a <= b + 1e-9 for a, b in zip(values[:10], values[1:11], strict=True))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(values))
     assert values[-1] == (1.0 if schedule == "constant" else pytest.approx(0.0, abs=1e-9))
 
 
@@ -111,7 +119,10 @@ def test_bfloat16_through_the_trainer(model, data, tmp_path):
         (lambda d: MultiTaskModel(d.tasks, SMALL, families=("best",)), "metric families"),
         (lambda d: MultiTaskModel([d.tasks[0], d.tasks[0]], SMALL), "same name"),
         (lambda d: MultiTaskModel(d.tasks, SMALL).select(["flow"]), "unknown task 'flow'"),
-        (lambda d: MultiTaskModel(d.tasks, SMALL).training_step({"image": torch.zeros(2, 3, 64, 64)}, 0), "no label 'seg'"),
+        (
+            lambda d: MultiTaskModel(d.tasks, SMALL).training_step({"image": torch.zeros(2, 3, 64, 64)}, 0),
+            "no label 'seg'",
+        ),
     ],
 )
 def test_bad_choices_are_refused(data, make, message):

@@ -28,7 +28,11 @@ def build(**options) -> MultiTaskNet:
 def test_outputs_have_the_pictures_size(options):
     net = build(**options)
     out = net(torch.randn(2, 3, 64, 96))
-    assert {t: tuple(o.shape) for t, o in out.items()} == {"seg": (2, 7, 64, 96), "depth": (2, 1, 64, 96), "scene": (2, 5)}
+    assert {t: tuple(o.shape) for t, o in out.items()} == {
+        "seg": (2, 7, 64, 96),
+        "depth": (2, 1, 64, 96),
+        "scene": (2, 5),
+    }
 
 
 def test_channels_last_maps_come_out_channels_first():
@@ -69,7 +73,11 @@ def test_selected_heads_only_are_run():
     part = net(image)
     assert ran == ["depth"]
     assert torch.equal(part["depth"], full["depth"])
-    for selection, message in [([], "no tasks"), (["flow"], "unknown task 'flow'"), (["seg", "seg"], "twice")]:
+    for selection, message in [
+        ([], "no tasks"),
+        (["flow"], "unknown task 'flow'"),
+        (["seg", "seg"], "twice"),
+    ]:
         with pytest.raises(ValueError, match=message):
             net.select(selection)
 
@@ -96,11 +104,17 @@ def test_a_spec_rebuilds_the_same_network():
     [
         (lambda: build(backbone="mobilnet"), "timm has no model 'mobilnet'"),
         (lambda: build(head="fancy"), "head 'fancy'"),
-        (lambda: build(backbone="vit_tiny_patch16_224", output_stride=8), "gives no feature maps with output_stride=8"),
+        (
+            lambda: build(backbone="vit_tiny_patch16_224", output_stride=8),
+            "gives no feature maps with output_stride=8",
+        ),
         (lambda: MultiTaskNet({}), "at least one task"),
         (lambda: MultiTaskNet({"seg": 3}, ["scene"]), "unknown image-level task 'scene'"),
         (lambda: MultiTaskNet.from_spec({"outputs": {"seg": 3}}), "not a network spec"),
-        (lambda: MultiTaskNet.from_spec({"outputs": {"seg": 3}, "image_level": [], "config": {"run": "x"}}), "not a network"),
+        (
+            lambda: MultiTaskNet.from_spec({"outputs": {"seg": 3}, "image_level": [], "config": {"run": "x"}}),
+            "not a network",
+        ),
         (lambda: build(weights="/nowhere.pth"), "no weight file '/nowhere.pth'"),
     ],
 )

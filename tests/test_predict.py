@@ -59,9 +59,7 @@ def test_picture_is_resized_normalised_and_seen_by_every_task(model, half):
     found = predict(model, half)
     assert found.picture.shape == (HEIGHT, WIDTH, 3)
     assert found.outputs["seg"].shape == (2, HEIGHT, WIDTH)
-    assert (found.outputs["seg"].argmax(0)[:, :15] == 0).all() and (
-        found.outputs["seg"].argmax(0)[:, 17:] == 1
-    ).all()
+    assert (found.outputs["seg"].argmax(0)[:, :15] == 0).all() and (found.outputs["seg"].argmax(0)[:, 17:] == 1).all()
     assert np.allclose(found.outputs["depth"][0], found.picture.mean(-1) / 255 * 4, atol=1e-4)
     assert found.milliseconds > 0
 
@@ -95,9 +93,7 @@ def test_classes_without_names_are_numbered(model, half):
 
 def test_negative_depth_is_drawn_and_not_taken_for_unknown():
     output = np.linspace(-1, 2, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH).astype(np.float32)
-    drawn = np.asarray(
-        draw(Prediction(np.full((HEIGHT, WIDTH, 3), 9, np.uint8), {"depth": output}, META, 1.0))
-    )
+    drawn = np.asarray(draw(Prediction(np.full((HEIGHT, WIDTH, 3), 9, np.uint8), {"depth": output}, META, 1.0)))
     right = drawn[30 : 30 + 9 * HEIGHT - 20, drawn.shape[1] // 2 + 10 : -20]
     assert right.any(-1).all()
 
@@ -153,9 +149,9 @@ def test_folder_of_a_compact_model_runs_too(folder, half):
     assert found.outputs["seg"].shape == (2, 32, 32)
     loaded = checkpoint.load(folder / "good")
     facts = found.meta["input"]
-    scaled = torch.from_numpy(found.picture.copy()).permute(2, 0, 1)[None] / 255 - torch.tensor(
-        facts["mean"]
-    ).view(3, 1, 1)
+    scaled = torch.from_numpy(found.picture.copy()).permute(2, 0, 1)[None] / 255 - torch.tensor(facts["mean"]).view(
+        3, 1, 1
+    )
     with torch.no_grad():
         expected = loaded((scaled / torch.tensor(facts["std"]).view(3, 1, 1)).float())["depth"][0].numpy()
     assert np.allclose(found.outputs["depth"], expected, atol=1e-4)

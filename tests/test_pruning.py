@@ -86,7 +86,9 @@ def test_cut_weights_stay_dead_under_momentum_and_decay(scorer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "schedule", [Iterative(rounds=3, final_sparsity=0.9), Gradual(0, 3), OneShot(1)], ids=lambda s: type(s).__name__
+    "schedule",
+    [Iterative(rounds=3, final_sparsity=0.9), Gradual(0, 3), OneShot(1)],
+    ids=lambda s: type(s).__name__,
 )
 def test_masks_only_shrink_and_end_at_the_budget(schedule, tmp_path):
     model, data = build()
@@ -175,7 +177,9 @@ def _free_port() -> int:
 
 
 def _process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
     torch.set_num_threads(1)
     model, data = build(dropout=0.0)
     pruning = Pruning(Sparsity(0.9), tasks=["seg", "depth"], batches=3)

@@ -61,9 +61,7 @@ def test_hash_leaves_out_places_devices_workers_and_loggers():
     assert config_hash(other) == config_hash(CONFIG)
 
 
-@pytest.mark.parametrize(
-    "path", [("seed_everything",), ("trainer", "max_epochs"), ("data", "init_args", "batch_size")]
-)
+@pytest.mark.parametrize("path", [("seed_everything",), ("trainer", "max_epochs"), ("data", "init_args", "batch_size")])
 def test_hash_covers_what_numbers_depend_on(path):
     other = json.loads(json.dumps(CONFIG))
     place = other

@@ -56,8 +56,8 @@ class Masked(nn.Module):
 def naive(model, data, selected, votes, ratio, head_of):
     """Mask parameters, one full forward and one backward per task and batch, a global top-k per sub-model, votes.
 
-    ``head_of`` gives the task whose head a weight is in, or None for the backbone. Returns name to bool for the backbone
-    and the selected heads.
+    ``head_of`` gives the task whose head a weight is in, or None for the backbone. Returns name to bool for the
+    backbone and the selected heads.
     """
     names = list(prunable(model))
     net = copy.deepcopy(model).train()
@@ -128,7 +128,11 @@ class Vit3(Vit):
 def vit():
     torch.manual_seed(0)
     model = Vit3()
-    return model, ["seg", "depth", "scene"], lambda n: n.split(".")[0] if not n.startswith("backbone") else None
+    return (
+        model,
+        ["seg", "depth", "scene"],
+        lambda n: n.split(".")[0] if not n.startswith("backbone") else None,
+    )
 
 
 @pytest.mark.parametrize("build", [cnn, vit])
@@ -151,7 +155,7 @@ def test_reference_mode_gives_the_reference_masks(build, selected, votes):
 
 
 def test_scores_equal_the_gradient_of_a_mask_of_ones():
-    model, tasks, head_of = cnn()
+    model, tasks, _head_of = cnn()
     data = batches(count=2)
     scores = Sensitivity()(model, data, {t: LOSSES[t] for t in tasks}, tasks)
     net = copy.deepcopy(model).eval()

@@ -1,5 +1,6 @@
 """Exact selection against full sorting, and vote share against voting in NumPy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -46,7 +47,10 @@ def sorted_best(ranking: Ranking, count: int, front=None, back=None) -> dict[str
     flat = torch.cat([v.flatten() for v in values.values()])
     mask = torch.zeros(len(flat), dtype=torch.bool)
     mask[flat.sort(stable=True).indices[:count]] = True
-    return {n: m.view(v.shape) for (n, v), m in zip(values.items(), mask.split([v.numel() for v in values.values()]), strict=True)}
+    return {
+        n: m.view(v.shape)
+        for (n, v), m in zip(values.items(), mask.split([v.numel() for v in values.values()]), strict=True)
+    }
 
 
 def equal(a, b) -> bool:
@@ -81,7 +85,7 @@ def test_best_per_layer_equals_sorting_within_each_layer(seed):
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.51, 1.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_cutting_the_fused_ranking_is_voting(seed, share):
-    """Units with fused <= r are those that at least k tasks keep at ratio r, also where tasks use different numbers of units."""
+    """Fused <= r is what at least k tasks keep at ratio r, also where tasks use different numbers of units."""
     ranking, _ = random_scores(seed)
     ranking = Ranking(ranking.scores, share)
     ranks = {}
@@ -103,7 +107,7 @@ def test_smaller_budgets_are_nested():
     ranking, _ = random_scores(3)
     total = sum(v.numel() for v in ranking.values().values())
     masks = [best(ranking, c) for c in range(0, total + 1, 7)]
-    for small, large in zip(masks, masks[1:], strict=False):
+    for small, large in itertools.pairwise(masks):
         assert all((large[n] | ~small[n]).all() for n in small)
 
 
@@ -140,7 +144,10 @@ def test_a_large_ranking_equals_sorting():
     """Large enough for several chunks and for the sampled bisection."""
     g = torch.Generator().manual_seed(0)
     shared = 1 << 19
-    scores = {t: {"s": torch.randn(shared, generator=g).abs(), f"h{t}": torch.randn(5000, generator=g).abs() / 7} for t in "abc"}
+    scores = {
+        t: {"s": torch.randn(shared, generator=g).abs(), f"h{t}": torch.randn(5000, generator=g).abs() / 7}
+        for t in "abc"
+    }
     ranking = Vote(0.5)(scores)
     for count in (5_000, 100_000):
         assert equal(best(ranking, count), sorted_best(ranking, count))

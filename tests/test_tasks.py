@@ -42,11 +42,7 @@ def test_segmentation_loss() -> None:
     target[0, :3] = 255
     logs = log_softmax(output.detach().numpy().astype(np.float64))
     picked = [
-        -logs[b, target[b, y, x], y, x]
-        for b in range(B)
-        for y in range(H)
-        for x in range(W)
-        if target[b, y, x] != 255
+        -logs[b, target[b, y, x], y, x] for b in range(B) for y in range(H) for x in range(W) if target[b, y, x] != 255
     ]
     loss = SEG.loss(output, {"seg": torch.from_numpy(target)})
     assert loss.item() == pytest.approx(np.mean(picked), rel=1e-5)

@@ -154,9 +154,7 @@ class Shards:
         """The pixels of one file, checked before they are decoded: a damaged header can ask for any size."""
         with Image.open(io.BytesIO(archive.read(name))) as image:
             if image.size[::-1] != self.size:
-                raise ValueError(
-                    f"{name} is {image.size[1]}x{image.size[0]}, not {self.size[0]}x{self.size[1]}"
-                )
+                raise ValueError(f"{name} is {image.size[1]}x{image.size[0]}, not {self.size[0]}x{self.size[1]}")
             pixels = np.array(image)
         if pixels.ndim != dimensions or not np.can_cast(pixels.dtype, dtype, "same_kind"):
             raise ValueError(f"{name} is {pixels.dtype} {list(pixels.shape)}, not {np.dtype(dtype)}")

@@ -61,9 +61,7 @@ class Shapes(Split):
         seeds: Seed of the set and of the split.
     """
 
-    def __init__(
-        self, tasks: Sequence[str], size: tuple[int, int], count: int, seeds: tuple[int, int]
-    ) -> None:
+    def __init__(self, tasks: Sequence[str], size: tuple[int, int], count: int, seeds: tuple[int, int]) -> None:
         self.tasks, self.size, self.count, self.seeds = tuple(tasks), size, count, seeds
 
     def __len__(self) -> int:
@@ -118,9 +116,7 @@ class Synthetic(MultiTaskData):
         if unknown:
             raise ValueError(f"the synthetic set has no task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
         if min(size) < 2 or num < 1:
-            raise ValueError(
-                f"size {tuple(size)}, num {num}; allowed: sides of at least 2, num of at least 1"
-            )
+            raise ValueError(f"size {tuple(size)}, num {num}; allowed: sides of at least 2, num of at least 1")
         super().__init__([self._task(task) for task in tasks], batch_size, num_workers, seed)
         self.size, self.num = (int(size[0]), int(size[1])), num
 

@@ -57,12 +57,8 @@ def _render(options: argparse.Namespace) -> None:
     height, width = produce.parse_size(options.size)
     counts = produce.parse_splits(options.splits, options.num)
     if options.samples < 1 or options.seed < 0:
-        raise ValueError(
-            f"samples ({options.samples}) must be positive and seed ({options.seed}) not negative"
-        )
-    settings = produce.Settings(
-        **counts, height=height, width=width, seed=options.seed, samples=options.samples
-    )
+        raise ValueError(f"samples ({options.samples}) must be positive and seed ({options.seed}) not negative")
+    settings = produce.Settings(**counts, height=height, width=width, seed=options.seed, samples=options.samples)
     furniture = catalog.find_furniture(options.furniture)
     meta = produce.render_set(settings, furniture, options.out, options.processes)
     print(f"{options.out}: {meta['splits']} rooms of {height}x{width}")

@@ -41,9 +41,7 @@ def describe(folder: Path) -> str:
     ]
     for i, name in enumerate(CLASSES):
         each = "  ".join(f"{part:6.1%}" for part in present[:, i] / number)
-        lines.append(
-            f"{name:12s} {pixels[i] / pixels.sum():7.1%} {present[:, i].sum() / rooms.total():7.1%}  {each}"
-        )
+        lines.append(f"{name:12s} {pixels[i] / pixels.sum():7.1%} {present[:, i].sum() / rooms.total():7.1%}  {each}")
     shell, blank = pixels[:3].sum() / pixels.sum(), pixels[255] / pixels.sum()
     shared = used["test"] & (used["train"] | used["val"])
     sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]

@@ -62,9 +62,7 @@ def _some(plan: Plan, base: Placed | None, roles: tuple[str, ...], most: int) ->
         plan.on_top(base, plan.pick(str(plan.rng.choice(roles))))
 
 
-def _beside(
-    plan: Plan, base: Placed, wall: int, along: float, model: Model | None, side: int
-) -> Placed | None:
+def _beside(plan: Plan, base: Placed, wall: int, along: float, model: Model | None, side: int) -> Placed | None:
     """Stand a model next to another one at the same wall."""
     if model is None:
         return None
@@ -98,9 +96,7 @@ def _table_with_chairs(plan: Plan, table: Placed | None, *roles: str) -> None:
         for shift in shifts:
             if plan.chance(0.8):
                 out = across / 2 + chair.size[2] / 2 + plan.rng.uniform(0.03, 0.15)
-                plan.put(
-                    chair, table.x + dx * out + dz * shift, table.z + dz * out + dx * shift, turn + 2, 0.0
-                )
+                plan.put(chair, table.x + dx * out + dz * shift, table.z + dz * out + dx * shift, turn + 2, 0.0)
 
 
 def _living_room(plan: Plan) -> None:
@@ -143,9 +139,7 @@ def _wall_tv(plan: Plan) -> None:
 def _bedroom(plan: Plan) -> None:
     bed = plan.against_wall(plan.pick("bed"), (0, 0, 1, 1, 2))
     if bed is None:
-        bed = plan.against_wall(
-            min(plan.models["bed"], key=lambda model: model.size[0] * model.size[2]), (0, 1, 2, 3)
-        )
+        bed = plan.against_wall(min(plan.models["bed"], key=lambda model: model.size[0] * model.size[2]), (0, 1, 2, 3))
     if bed is not None:
         item, wall, along = bed
         for side in (-1, 1):
@@ -278,9 +272,7 @@ def _fill(plan: Plan) -> None:
         if role in ("rug", "plant", "floor_piece", "chair", "stool", "armchair") and plan.chance(0.5):
             plan.somewhere(model)
         elif role == "small_plant":
-            bases = [
-                item for item in plan.placed if 0.3 < item.model.top < 1.3 and item.model.role != "stove"
-            ]
+            bases = [item for item in plan.placed if 0.3 < item.model.top < 1.3 and item.model.role != "stove"]
             plan.on_top(bases[int(plan.rng.integers(len(bases)))], model) if bases else None
         else:
             plan.against_wall(model, (0, 1, 0, 1, 2, 3))

@@ -80,13 +80,10 @@ def png(pixels: Array) -> bytes:
     rows = pixels.astype(">u2").view(np.uint8) if bits == 16 else pixels
     rows = rows.reshape(len(pixels), -1)
     packed = min((zlib.compress(data, 9) for data in _filtered(rows, channels * bits // 8)), key=len)
-    header = struct.pack(
-        ">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, 2 if channels == 3 else 0, 0, 0, 0
-    )
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, 2 if channels == 3 else 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
 
 
@@ -108,8 +105,7 @@ def _filtered(rows: Array, step: int) -> list[bytes]:
     choices = [np.full(len(x), kind) for kind in range(5)] + [cost.argmin(0)]
     lines = np.arange(len(x))
     return [
-        np.concatenate([choice[:, None].astype(np.uint8), residuals[choice, lines]], 1).tobytes()
-        for choice in choices
+        np.concatenate([choice[:, None].astype(np.uint8), residuals[choice, lines]], 1).tobytes() for choice in choices
     ]
 
 
@@ -205,8 +201,6 @@ def read_rooms(folder: Path, split: str | None = None) -> Iterable[Room]:
     for path in sorted(folder.glob(f"{split or '*'}-[0-9][0-9][0-9].zip")):
         with zipfile.ZipFile(path) as shard:
             for entry in json.loads(shard.read("index.json"))["rooms"]:
-                pictures = [
-                    np.array(Image.open(io.BytesIO(shard.read(entry["id"] + suffix)))) for suffix in SUFFIXES
-                ]
+                pictures = [np.array(Image.open(io.BytesIO(shard.read(entry["id"] + suffix)))) for suffix in SUFFIXES]
                 picture, seg, normal, depth = pictures
                 yield Room(entry, picture, Labels(seg, decode_normal(normal), depth / np.float32(1000)))

@@ -109,9 +109,7 @@ class Plan:
         others: list[Box] = [other.box for other in self.placed if other is not inside] + self.kept_free
         return not any(_overlap(item.box, other) for other in others)
 
-    def put(
-        self, model: Model | None, x: float, z: float, turn: int, y: float | None = None
-    ) -> Placed | None:
+    def put(self, model: Model | None, x: float, z: float, turn: int, y: float | None = None) -> Placed | None:
         """Place a model with its middle at x, z if there is room for it; its height is the catalog's."""
         if model is None:
             return None

@@ -135,9 +135,7 @@ def make_room(settings: Settings, furniture: Path, split: str, number: int) -> R
     return Room(entry, picture, labels)
 
 
-def render_set(
-    settings: Settings, furniture: Path, out: Path, processes: int | None = None
-) -> dict[str, Any]:
+def render_set(settings: Settings, furniture: Path, out: Path, processes: int | None = None) -> dict[str, Any]:
     """Render a set into a folder and give its ``meta.json``; a stopped run goes on where it was.
 
     Args:
@@ -215,9 +213,7 @@ def _work(task: Job) -> None:
 def _jobs(settings: Settings) -> Iterator[tuple[str, int]]:
     """All rooms, the splits interleaved, so that a stopped run has its share of each."""
     counts = {split: getattr(settings, split) for split in SPLITS}
-    order = [
-        ((number + 0.5) / count, split, number) for split, count in counts.items() for number in range(count)
-    ]
+    order = [((number + 0.5) / count, split, number) for split, count in counts.items() for number in range(count)]
     for _, split, number in sorted(order):
         yield split, number
 

@@ -87,9 +87,7 @@ def develop(light: Array, exposure: float) -> Array:
 
 
 def _scene(parts: list[Part], camera: Camera, height: int, width: int, samples: int) -> dict[str, Any]:
-    look = mi.ScalarTransform4f().look_at(
-        origin=camera.origin.tolist(), target=camera.target.tolist(), up=[0, 1, 0]
-    )
+    look = mi.ScalarTransform4f().look_at(origin=camera.origin.tolist(), target=camera.target.tolist(), up=[0, 1, 0])
     scene: dict[str, Any] = {
         "type": "scene",
         "integrator": {"type": "path", "max_depth": 6, "rr_depth": 4},
@@ -142,9 +140,7 @@ def _shape(part: Part) -> Any:
         reflectance = _bitmap(linear(part.image / 255.0).clip(0.01, 0.92))
     bsdf = _two_sided({"type": "diffuse", "reflectance": reflectance})
     if part.roughness is not None:
-        bsdf = _two_sided(
-            {"type": "roughplastic", "diffuse_reflectance": reflectance, "alpha": part.roughness}
-        )
+        bsdf = _two_sided({"type": "roughplastic", "diffuse_reflectance": reflectance, "alpha": part.roughness})
     if part.opacity < 1:
         bsdf = {"type": "mask", "opacity": float(part.opacity), "inner": bsdf}
     emitter = None

@@ -34,9 +34,7 @@ def draw_mood(rng: np.random.Generator, windows: int) -> Mood:
     """Draw daylight, lamp light or both."""
     night = bool(rng.random() < 0.25)
     tint = np.array([1, rng.uniform(0.86, 1), rng.uniform(0.68, 1)])
-    strength = (
-        rng.uniform(4, 9) if night or not windows else rng.choice([0.0, rng.uniform(2, 8)], p=(0.3, 0.7))
-    )
+    strength = rng.uniform(4, 9) if night or not windows else rng.choice([0.0, rng.uniform(2, 8)], p=(0.3, 0.7))
     return Mood(np.full(3, 0.3 if night else rng.uniform(4, 9)), tint * strength, night)
 
 
@@ -157,9 +155,7 @@ def _rectangles(
                 yield left, right, bottom, top
 
 
-def _opening(
-    plan: Plan, opening: Opening, furniture: Path, mood: Mood, rng: np.random.Generator
-) -> list[Part]:
+def _opening(plan: Plan, opening: Opening, furniture: Path, mood: Mood, rng: np.random.Generator) -> list[Part]:
     """A door or window in its hole, the sides of the hole, and the sky (or the dark hall) behind it."""
     model, wall = opening.model, opening.wall
     left, right, bottom, top = opening.hole
@@ -204,9 +200,7 @@ def _panels(plan: Plan, mood: Mood, rng: np.random.Generator) -> list[Part]:
         )
         if not covered:
             ring = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-            corners: list[tuple[float, ...]] = [
-                (x + a * half[0], height - 0.02, z + b * half[1]) for a, b in ring
-            ]
+            corners: list[tuple[float, ...]] = [(x + a * half[0], height - 0.02, z + b * half[1]) for a, b in ring]
             emission = mood.lamp * 0.3 / (4 * half[0] * half[1]) ** 0.8
             parts.append(quad(corners, LAMP, np.full(3, 0.8), emission=emission))
         if len(parts) == 2 or (parts and rng.random() < 0.5):

@@ -137,9 +137,7 @@ def _draw(plan: Plan, rng: np.random.Generator) -> Camera:
     width, _, depth = plan.size
     origin = np.array([width / 2, 1.5, depth / 2])
     for _ in range(20):
-        origin = np.array(
-            [rng.uniform(0.08, 0.92) * width, rng.uniform(1.0, 1.9), rng.uniform(0.08, 0.92) * depth]
-        )
+        origin = np.array([rng.uniform(0.08, 0.92) * width, rng.uniform(1.0, 1.9), rng.uniform(0.08, 0.92) * depth])
         if not any(_near(item.box, origin) for item in plan.placed):
             break
     items = plan.placed

@@ -53,9 +53,7 @@ def record(method, tasks, target, changes=None, **more):
         "sparsity": {"backbone": target or 0.0, **dict.fromkeys(tasks, target or 0.0), "kept": target or 0.0},
         "layer_sparsity": dict.fromkeys(layers, target or 0.0),
         "layer_component": layers,
-        "mask_overlap": {"backbone.a.weight": shared, "backbone.b.weight": {"seg & depth": 0.75}}
-        if target
-        else {},
+        "mask_overlap": {"backbone.a.weight": shared, "backbone.b.weight": {"seg & depth": 0.75}} if target else {},
         "cost": {
             "dense_all_heads": form(1000, 990, 4000, 9.0),
             "kept_heads": form(800, 790, 3200, 7.0),
@@ -98,8 +96,7 @@ def gallery():
     columns = ("label", "dense", "cut", "magnitude")
     rooms = {"seg": dict.fromkeys(columns, seg), "depth": dict.fromkeys(columns, metres)}
     return [
-        {"id": f"room{i}", "picture": rng.integers(0, 255, (12, 16, 3), np.uint8), "tasks": rooms}
-        for i in range(2)
+        {"id": f"room{i}", "picture": rng.integers(0, 255, (12, 16, 3), np.uint8), "tasks": rooms} for i in range(2)
     ]
 
 
@@ -181,9 +178,7 @@ def test_terminal_table_holds_every_method(dense, pruned, capsys, monkeypatch):
 
 def test_page_is_well_formed_and_asks_the_network_for_nothing(text):
     page = Page(text)
-    addresses = [
-        a[k] for _, a in page.found for k in ("src", "href", "xlink:href", "srcset", "data") if k in a
-    ]
+    addresses = [a[k] for _, a in page.found for k in ("src", "href", "xlink:href", "srcset", "data") if k in a]
     assert addresses and all(a.startswith("data:image/") or a == "cut.onnx" for a in addresses)
     assert not re.search(r"https?://|//cdn|@import|url\(", text)
     assert not page.all("link") and all("src" not in s for s in page.all("script"))
@@ -283,9 +278,7 @@ def test_page_says_that_the_cut_models_were_trained_longer(dense, pruned, tmp_pa
 
 def test_page_tells_how_much_the_time_of_one_and_the_same_network_varies(dense, pruned, tmp_path):
     for one, milliseconds in zip(pruned, (3.98, 8.82), strict=True):
-        one.cost["kept_heads"]["onnx"] = {
-            "latency": {"median_ms": milliseconds, "p95_ms": 9.0, "runtime": "R"}
-        }
+        one.cost["kept_heads"]["onnx"] = {"latency": {"median_ms": milliseconds, "p95_ms": 9.0, "runtime": "R"}}
         one.cost["compact"]["onnx"] = one.cost["kept_heads"]["onnx"]
     page = write_report(dense, pruned, [], tmp_path / "a.html").read_text(encoding="utf-8")
     assert "took 4.0 to 8.8 ms in 2 runs" in page

@@ -184,9 +184,7 @@ def test_nothing_stands_in_anything_else_or_outside(models, room_type):
         boxes = np.array([item.box for item in plan.placed])
         assert len(boxes) > 2
         assert boxes[:, :3].min() > -1e-6 and (boxes[:, 3:] <= np.array(plan.size) + 1e-6).all()
-        shared = np.minimum(boxes[:, None, 3:], boxes[None, :, 3:]) - np.maximum(
-            boxes[:, None, :3], boxes[None, :, :3]
-        )
+        shared = np.minimum(boxes[:, None, 3:], boxes[None, :, 3:]) - np.maximum(boxes[:, None, :3], boxes[None, :, :3])
         for i, j in zip(*np.nonzero((shared > 0.031).all(2)), strict=True):
             on_top = [plan.placed[k].y >= plan.placed[m].model.top for k, m in ((i, j), (j, i))]
             assert i == j or any(on_top), (plan.placed[i], plan.placed[j])
@@ -260,11 +258,7 @@ def test_sky_and_lamps_shine_into_the_room(renderer, models):
 
     plan = furnish("living_room", models, np.random.default_rng(5))
     middle = np.array(plan.size) / 2
-    flat = [
-        p
-        for p in build(plan, renderer, np.random.default_rng(0))
-        if p.emission is not None and len(p.faces) == 2
-    ]
+    flat = [p for p in build(plan, renderer, np.random.default_rng(0)) if p.emission is not None and len(p.faces) == 2]
     assert flat
     for part in flat:
         a, b, c = part.vertices[part.faces[0]]
@@ -317,9 +311,7 @@ def test_the_embedded_set_is_large_enough_and_small_enough():
     meta = json.loads((EMBEDDED / "meta.json").read_text())
     sizes = [path.stat().st_size for path in EMBEDDED.iterdir()]
     assert meta["size"] == [96, 128] and meta["classes"] == list(catalog.CLASSES)
-    assert all(
-        meta["splits"][split] >= least for split, least in (("train", 800), ("val", 100), ("test", 200))
-    )
+    assert all(meta["splits"][split] >= least for split, least in (("train", 800), ("val", 100), ("test", 200)))
     assert sum(sizes) <= 25e6 and max(sizes) < 4e6
 
 

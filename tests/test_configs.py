@@ -1,0 +1,67 @@
+"""Configs: every file parses, sets one group only, and names classes that exist."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError
+
+from experiments.run import _parsed
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+GROUPS = {
+    "data": {"data"},
+    "model": {"model"},
+    "pruning": {"method", "pruning"},
+    "trainer": {"trainer"},
+    "logger": {"trainer"},
+}
+SMALL = ["--data", str(CONFIGS / "data/synthetic.yaml")]
+
+
+def line(*names: str) -> list[str]:
+    return [part for n in names for part in ("--config", str(CONFIGS / f"{n}.yaml"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_file_sets_its_folders_group_only(path):
+    content = yaml.safe_load(path.read_text())
+    assert set(content) == GROUPS[path.parent.name]
+    assert path.read_text().startswith("# "), "a file says in its first line what it is for"
+    if path.parent.name == "logger":
+        assert set(content["trainer"]) == {"logger"}
+    if path.parent.name == "trainer":
+        assert "logger" not in content["trainer"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml")))
+def test_every_method_builds(name, tmp_path):
+    cli = _parsed(
+        [
+            *line("trainer/default", "data/synthetic", "model/mobilenetv2", f"pruning/{name}"),
+            f"--out={tmp_path}",
+        ]
+    )
+    pruning = cli.trainer.callbacks
+    assert any(type(c).__name__ == "Pruning" for c in pruning)
+    assert cli.config.method.replace("-", "_") == name
+    assert [t for t in cli.model.tasks] == ["seg", "normal", "depth", "edge"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "vit_tiny"])
+def test_every_model_builds_for_the_rooms(name, tmp_path):
+    cli = _parsed([*line("trainer/default", "data/rooms", f"model/{name}", "pruning/cut"), f"--out={tmp_path}"])
+    batch = cli.datamodule.score_batches(1, 2)[0]
+    out = cli.model.eval()(batch["image"])
+    assert {t: tuple(o.shape[-2:]) for t, o in out.items()} == dict.fromkeys(cli.model.tasks, (96, 128))
+
+
+def test_a_typo_fails_at_once(tmp_path):
+    with pytest.raises(ArgumentError, match="batchsize"):
+        _parsed(
+            [
+                *line("trainer/default", "data/synthetic", "model/mobilenetv2", "pruning/cut"),
+                "--data.init_args.batchsize=3",
+            ]
+        )
