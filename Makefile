@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## Dense model, cut for TASKS="seg normal depth" at SPARSITY=0.9, two rivals, ONNX, report (runs/demo)
+	-@$(PY) -m cut.weights mobilenetv2_100 || echo "no pre-trained weights: the demo trains from random ones"
 	$(PY) -m experiments.demo --tasks $(TASKS) --sparsity $(SPARSITY)
 
 test: lint ## Lint, types and the fast tests

@@ -1,5 +1,7 @@
 """Losses against plain NumPy, nothing valid, labels out of range."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -175,3 +177,13 @@ def test_constructors_refuse() -> None:
 def test_families_have_the_same_metrics() -> None:
     for task in ALL:
         assert set(task.metrics()) == set(task.metrics("legacy"))
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda t: t.name)
+def test_tasks_survive_the_way_to_another_process(task: tasks.Task) -> None:
+    again = pickle.loads(pickle.dumps(task))
+    output, batch = output_of(task), unknown_batch()
+    batch[task.name].view(-1)[:] = 1
+    assert again.loss(output, batch) == task.loss(output, batch) != 0
+    assert (again.name, again.classes, again.weight) == (task.name, task.classes, task.weight)
+    assert set(again.metrics("legacy")) == set(task.metrics("legacy"))
