@@ -9,7 +9,7 @@ and only that band is ranked exactly. The result equals full sorting, ties by in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,72 +17,12 @@ import torch
 from torch import Tensor
 
 from cut.fusion import Ranking
-from cut.scores import Scores
+from cut.histogram import Histogram, Positions, bins_of, chunks
 
 Mask = dict[str, Tensor]
 
-_SHIFT = 15
-_HALF = 1 << (31 - _SHIFT)
-_BINS = 2 * _HALF
 _SAMPLE = 1 << 20
 _ABOVE, _BELOW = 0.0, 2.0
-
-
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Aligned flat pieces that fit the processor's cache (or, on a GPU, few launches)."""
-    size = 1 << (18 if tensors[0].device.type == "cpu" else 24)
-    yield from zip(*(t.reshape(-1).split(size) for t in tensors), strict=True)
-
-
-def _bins(score: Tensor) -> Tensor:
-    """The bin of every score, int64 in [0, 2^17), ordered like the scores."""
-    bits = (score.float() + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered >> _SHIFT).long() + _HALF
-
-
-def _edge(index: int) -> float:
-    """The smallest float32 of a bin."""
-    ordered = np.int32((index - _HALF) << _SHIFT)
-    bits = np.int32(ordered ^ ((ordered >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-    return float(bits.view(np.float32))
-
-
-class _Histogram:
-    """Counts of one task's scores by bin, and the bounds on percentiles that follow."""
-
-    def __init__(self, scores: Scores, private: Mapping[str, Tensor | None]) -> None:
-        counts, alone = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
-        for name, score in scores.items():
-            if score.numel() == 0:
-                continue
-            found = np.zeros(_BINS, np.int64)
-            for (part,) in _chunks(score):
-                found += torch.bincount(_bins(part), minlength=_BINS).cpu().numpy()
-            counts += found
-            if name in private:
-                free = private[name]
-                alone += found if free is None else torch.bincount(_bins(score[free]), minlength=_BINS).cpu().numpy()
-        self.total = int(counts.sum())
-        at_least = counts[::-1].cumsum()[::-1]
-        self.private_at_least = np.append(alone[::-1].cumsum()[::-1], 0)
-        self.above = at_least - counts
-        self.worst = np.append(at_least / self.total, 0.0)
-        # An empty bin holds no unit, so its best percentile is that of the next bin that does.
-        self.best = np.append((self.above + 1) / self.total, 0.0)
-        populated = counts.nonzero()[0]
-        self.first, self.last = int(populated[0]), int(populated[-1])
-
-    def bound(self, cutoff: float, sure: bool) -> int:
-        """The lowest bin all of whose units surely (or else possibly) have a percentile <= cutoff."""
-        limits = self.worst if sure else self.best
-        return int(np.searchsorted(-limits, -cutoff, side="left"))
-
-    def edge(self, index: int) -> float:
-        """The smallest score in bins >= index: -inf if all scores are, inf if none is."""
-        if index <= self.first:
-            return -np.inf
-        return np.inf if index > self.last else _edge(index)
 
 
 def _order(ranking: Ranking) -> list[tuple[str, tuple[str, ...], int]]:
@@ -108,33 +48,6 @@ class _Window:
     high: dict[str, int]
 
 
-class _Positions:
-    """Exact percentiles of one task's scores, for scores inside given bins."""
-
-    def __init__(self, scores: Scores, histogram: _Histogram, ranges: list[tuple[int, int]]) -> None:
-        self.histogram = histogram
-        wanted = np.zeros(_BINS, bool)
-        for low, high in ranges:
-            wanted[low:high] = True
-        gathered = []
-        for score in scores.values():
-            table = torch.from_numpy(wanted).to(score.device)
-            for (part,) in _chunks(score):
-                part = part.float() + 0.0
-                gathered.append(part[table[_bins(part)]])
-        self.sorted = torch.cat(gathered).sort().values
-
-    def percentile(self, values: Tensor) -> Tensor:
-        """Q of the given scores, float64."""
-        bins = _bins(values)
-        device = values.device
-        at_least = len(self.sorted) - torch.searchsorted(self.sorted, values.float() + 0.0, side="left")
-        in_bins = _bins(self.sorted)
-        higher_gathered = len(self.sorted) - torch.searchsorted(in_bins, bins, side="right")
-        above = torch.from_numpy(self.histogram.above).to(device)[bins]
-        return (above + at_least - higher_gathered).double() / self.histogram.total
-
-
 class _Selector:
     """The work shared by all selections from one ranking."""
 
@@ -142,7 +55,7 @@ class _Selector:
         self.ranking, self.free = ranking, free
         self.order = _order(ranking)
         alone = {t: {n: free.get(n) for n, ts, _ in self.order if ts == (t,)} for t in ranking.scores}
-        self.histograms = {t: _Histogram(s, alone[t]) for t, s in ranking.scores.items()}
+        self.histograms = {t: Histogram(s, alone[t]) for t, s in ranking.scores.items()}
 
     def count(self, cutoff: float, sure: bool, stride: int = 1) -> float:
         """Free units whose fused value surely (or else possibly) is <= cutoff; an estimate if stride > 1."""
@@ -156,7 +69,7 @@ class _Selector:
             free = self.free.get(name)
             masks = [] if free is None else [free.reshape(-1)[::stride]]
             found = 0
-            for pieces in _chunks(*parts, *masks):
+            for pieces in chunks(*parts, *masks):
                 voted = _voted(list(pieces[: len(parts)]), [edges[t] for t in tasks], votes)
                 found += int((voted & pieces[-1] if masks else voted).sum())
             total += found * (self.ranking.scores[tasks[0]][name].numel() / max(1, len(parts[0])))
@@ -200,13 +113,13 @@ class _Selector:
         votes: int,
         index: Tensor,
         window: _Window,
-        exact: dict[str, _Positions],
+        exact: dict[str, Positions],
     ) -> Tensor:
         """The fused values of some units of a parameter, exact where they fall into the window."""
         rows = []
         for task in tasks:
             values = self.ranking.scores[task][name].reshape(-1)[index]
-            bins = _bins(values)
+            bins = bins_of(values)
             row = torch.full(values.shape, _BELOW, dtype=torch.float64, device=values.device)
             row[bins >= window.high[task]] = _ABOVE
             inside = (bins >= window.low[task]) & (bins < window.high[task])
@@ -214,10 +127,10 @@ class _Selector:
             rows.append(row)
         return torch.stack(rows).kthvalue(votes, dim=0).values
 
-    def positions(self, windows: list[_Window]) -> dict[str, _Positions]:
+    def positions(self, windows: list[_Window]) -> dict[str, Positions]:
         """Exact percentiles inside the windows, for every task."""
         return {
-            t: _Positions(s, self.histograms[t], [(w.low[t], w.high[t]) for w in windows if t in w.low])
+            t: Positions(s, self.histograms[t], [(w.low[t], w.high[t]) for w in windows if t in w.low])
             for t, s in self.ranking.scores.items()
         }
 
@@ -279,7 +192,7 @@ def _fill(ranking: Ranking, free: Mask, count: int, mask: Mask) -> None:
         allowed = free.get(name)
         undecided, start = [], 0
         flat = mask[name].view(-1)
-        for pieces in _chunks(*scores, *([] if allowed is None else [allowed])):
+        for pieces in chunks(*scores, *([] if allowed is None else [allowed])):
             parts = list(pieces[: len(scores)])
             chosen = _voted(parts, [sure[t] for t in tasks], votes)
             possible = _voted(parts, [maybe[t] for t in tasks], votes)
@@ -356,7 +269,7 @@ def _best_of_shared(
         bounds = []
         for limits in ("best", "worst"):
             rows = [
-                torch.from_numpy(getattr(selector.histograms[t], limits)).to(s.device)[_bins(s.reshape(-1))]
+                torch.from_numpy(getattr(selector.histograms[t], limits)).to(s.device)[bins_of(s.reshape(-1))]
                 for t in tasks
                 for s in [ranking.scores[t][name]]
             ]

@@ -1,6 +1,6 @@
 """One run: config in, record out.
 
-    python -m experiments.run --config configs/trainer/demo.yaml --config configs/data/rooms.yaml \
+    python -m experiments.run --config configs/trainer/default.yaml --config configs/data/rooms.yaml \
         --config configs/model/mobilenetv2.yaml --config configs/pruning/cut.yaml --seed_everything 1 --out runs/mine
 
 Every choice is one YAML; ``--print_config`` shows them resolved. A dense run and a pruned run are two runs of this
@@ -15,11 +15,9 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +28,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
-from cut import checkpoint, export
-from cut.compact import compact, keep_tasks
-from cut.cost import cost, latency
+from cut import export
 from cut.data.base import MultiTaskData
-from cut.decomposition import check_tasks, components, owners, prunable
-from cut.masks import component_sparsity, layer_sparsity, overlap, task_masks
+from cut.decomposition import check_tasks
 from cut.model import MultiTaskModel
-from cut.network import MultiTaskNet
 from cut.pruning import Pruning
 from cut.records import Record, peak_memory
+from experiments.measure import measure
 
 
 class CLI(LightningCLI):
@@ -138,95 +133,6 @@ def split_metrics(found: dict[str, Any], split: str) -> dict[str, float]:
     return {
         k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("/loss")
     }
-
-
-def _cost(network: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
-    """Cost and latency of a network for one picture, in PyTorch on one thread."""
-    numbers = {k: v for k, v in asdict(cost(network, image)).items() if v is not None}
-    with torch.no_grad():
-        numbers["latency"] = asdict(latency(lambda: network(image), threads=1)) | {"runtime": "PyTorch"}
-    return numbers
-
-
-def _onnx(
-    network: torch.nn.Module,
-    path: Path,
-    batch: dict[str, torch.Tensor],
-    tasks: Sequence[str],
-    meta: dict[str, Any],
-) -> dict[str, Any]:
-    """Export a network, check every output on real pictures, and time the file; empty without the extra."""
-    try:
-        exported = export.export_onnx(network, path, batch["image"][:1], tasks=tasks, meta=meta)
-    except ValueError as error:
-        if "extra 'export'" in str(error):
-            return {}
-        raise
-    worst = export.check_parity(path, network, [batch["image"]])
-    opened, image = export.session(path), batch["image"][:1].numpy()
-    timed = asdict(latency(lambda: opened.run(None, {"image": image}), threads=1)) | {"runtime": "ONNX Runtime"}
-    return {"bytes": exported.bytes, "opset": exported.opset, "max_abs_diff": worst, "latency": timed}
-
-
-def measure(
-    network: MultiTaskNet,
-    dense: MultiTaskNet,
-    pruning: Pruning,
-    batch: dict[str, torch.Tensor],
-    losses: Any,
-    folder: Path,
-    meta: dict[str, Any],
-) -> dict[str, Any]:
-    """Compact the network and save it; sparsity by component and layer, mask overlap, and the cost of every form.
-
-    Args:
-        network: The trained network with all its heads, under the mask.
-        dense: The network before the cut: what a pruned one is compared with.
-        pruning: The callback that made the mask.
-        batch: A real batch, on the CPU.
-        losses: Losses of all tasks.
-        folder: The run's folder; the compact model goes into ``compact/``.
-        meta: Facts to keep with the model.
-
-    Returns:
-        The record's entries ``cost``, ``sparsity``, ``layer_sparsity``, ``layer_component`` and ``mask_overlap``.
-    """
-    tasks, image = list(pruning.tasks or network.outputs), batch["image"][:1]
-    mask = {n: m.cpu() for n, m in pruning.mask.items()}
-    for whole in (dense, network):
-        whole.cpu().eval().select(list(whole.outputs))
-    used = owners(network, batch, losses, list(losses))
-    small = compact(network, tasks, mask, batch)
-    kept = keep_tasks(dense, tasks, batch)
-    size = checkpoint.save(small, folder / "compact", metadata=meta)
-    forms: dict[str, tuple[torch.nn.Module, list[str]]] = {
-        "dense_all_heads": (dense, list(dense.outputs)),
-        "kept_heads": (kept, tasks),
-        "compact": (small, tasks),
-    }
-    weights = prunable(network)
-    result: dict[str, Any] = {
-        "cost": {
-            "dense_all_heads": _cost(dense, image),
-            "kept_heads": _cost(kept, image),
-            "compact": _cost(small, image) | {"bytes": size},
-        },
-        "sparsity": component_sparsity(network, mask, used, tasks),
-        "layer_sparsity": layer_sparsity(network, mask),
-        "layer_component": {n: c for n, c in components(used, tasks).items() if n in weights},
-        "mask_overlap": {},
-    }
-    for form, (net, outputs) in forms.items():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            if form != "compact":
-                result["cost"][form]["bytes"] = checkpoint.save(net, Path(temporary) / "model")
-            if form == "compact" or (form == "kept_heads") == bool(mask):
-                result["cost"][form]["onnx"] = _onnx(net, folder / f"{form}.onnx", batch, outputs, meta)
-    if len(pruning.scores) > 1:
-        found = overlap(task_masks(pruning.scores, 1 - result["sparsity"]["kept"]))
-        result["mask_overlap"] = {n: {k: round(v, 4) for k, v in pairs.items()} for n, pairs in found.items()}
-    network.select(tasks)
-    return result
 
 
 def _evaluate(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData) -> dict[str, dict[str, float]]:

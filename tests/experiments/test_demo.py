@@ -1,0 +1,81 @@
+"""The demo end to end, small: files, re-use, other tasks, refusals. The real one is ``make demo``."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cut.cli import main as cut_main
+from experiments import demo, timing
+from experiments.tables import comparison, replaced
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--tasks", "seg", "flow"], "unknown task 'flow'"),
+        (["--tasks", "seg", "seg"], "twice"),
+        (["--sparsity", "1"], "sparsity 1.0"),
+        (["--sparsity", "-0.2"], "sparsity -0.2"),
+    ],
+)
+def test_bad_choices_are_refused_before_training(line, message, tmp_path, capsys):
+    assert demo.main([*line, "--out", str(tmp_path / "demo")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_an_unwritable_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert demo.main(["--out", str(tmp_path / "file" / "demo")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A demo of one epoch each on few rooms."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    common = demo._common
+    small = ["--data.init_args.subset=32", "--model.init_args.network.backbone=test_resnet"]
+    small += ["--model.init_args.network.output_stride=null", "--model.init_args.network.weights=null"]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo, "_common", lambda *a: [*common(*a), *small])
+    patch.setattr(demo, "GALLERY", 2)
+    patch.setattr(timing, "ROUNDS", 3)
+    line = ["--out", str(folder), "--epochs", "1", "--recover", "1", "--tasks", "seg", "normal", "depth"]
+    assert demo.main(line) == 0
+    first = {p: p.stat().st_mtime_ns for p in folder.rglob("*.ckpt")}
+    assert demo.main(line) == 0
+    assert first == {p: p.stat().st_mtime_ns for p in folder.rglob("*.ckpt")}, "what is done is not done again"
+    yield folder
+    patch.undo()
+
+
+@pytest.mark.slow
+def test_the_demo_delivers(out, tmp_path, capsys):
+    rows = json.loads((out / "summary.json").read_text())
+    assert [r["method"] for r in rows] == ["dense", "dense", "cut", "magnitude", "disparse"]
+    for row in rows[2:]:
+        assert row["sparsity"] == pytest.approx(0.9, abs=5e-4)
+        assert {k.split("/")[0] for k in row["metrics"]} == {"seg", "normal", "depth"}
+    page = (out / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "data:image" in page
+    Image.fromarray(np.full((50, 70, 3), 128, np.uint8)).save(tmp_path / "p.png")
+    for model in ("cut.onnx", "compact"):
+        assert cut_main(["predict", str(out / model), str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png")]) == 0
+        assert Image.open(tmp_path / "o.png").width > 300
+    assert "seg" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_its_records_make_a_table(out):
+    from cut.records import read
+
+    found = {r.method: r for r in map(read, (out / "records").glob("*.json"))}
+    table = comparison(found["dense"], [found["cut"], found["magnitude"]])
+    assert table.count("| `cut` |") == 1 and "dense, 3 heads" in table
+    page = "a\n<!-- table:demo -->\nold\n<!-- end -->\nb"
+    assert "old" not in replaced(page, "demo", table)
+    with pytest.raises(ValueError, match="no part"):
+        replaced("nothing", "demo", table)
