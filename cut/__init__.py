@@ -12,7 +12,6 @@ The functional core, on any ``nn.Module`` whose forward returns ``{task: Tensor}
 from cut.budget import KeepRatio, Parameters, Sparsity
 from cut.checkpoint import load, save
 from cut.compact import compact
-from cut.cost import cost, latency
 from cut.decomposition import owners, prunable
 from cut.export import export_onnx
 from cut.fusion import Max, Mean, Vote, Weighted
@@ -33,9 +32,7 @@ __all__ = [
     "apply_mask",
     "compact",
     "component_sparsity",
-    "cost",
     "export_onnx",
-    "latency",
     "load",
     "make_mask",
     "overlap",

@@ -209,8 +209,8 @@ class KeepRatio:
     def mask(
         self,
         scores: Mapping[str, Scores],
-        fusion: Fusion | None = None,
-        size: Size | None = None,
+        fusion: Fusion,
+        size: Size,
         front: Mask | None = None,
         cut: Mask | None = None,
         fraction: float = 1.0,
@@ -224,13 +224,12 @@ class KeepRatio:
             raise ValueError(
                 f"the keep-ratio rule has no floor and no steps; got floor={bool(front)}, fraction={fraction}"
             )
-        shared = size.shared if size else None
         own = {task: self._task_mask(per) for task, per in scores.items()}
         names = {n for per in scores.values() for n in per}
         result: Mask = {}
         for name in sorted(names):
             kept = torch.stack([m[name] for m in own.values() if name in m])
-            is_shared = len(kept) > 1 if shared is None else name in shared
+            is_shared = len(kept) > 1 if size.shared is None else name in size.shared
             result[name] = kept.sum(0) >= (self.votes if is_shared else 1)
             if cut and name in cut:
                 result[name] &= ~cut[name]

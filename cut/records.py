@@ -42,6 +42,7 @@ _NOT_HASHED |= {
     "enable_model_summary",
     "log_every_n_steps",
     "num_nodes",
+    "root",
 }
 
 

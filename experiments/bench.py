@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -143,12 +144,9 @@ def scoring_ratio(count: int, target: float) -> dict[str, Any]:
 # --- memory ---
 
 
-def _peak_since_reset(run: Callable[[], Any]) -> tuple[int, Any]:
-    """Peak resident bytes while ``run`` runs, and what it returned (Linux: the kernel's own high-water mark)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    result = run()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024, result
+def _peak() -> int:
+    """Peak resident bytes of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _resident() -> int:
@@ -157,24 +155,35 @@ def _resident() -> int:
 
 
 def memory_child(which: str) -> int:
-    """Bytes that scoring, or one Adam step in its steady state, needs at its peak, model included, scores left out."""
+    """Bytes at the peak, in a process of its own: of scoring or an Adam step, model included; or of fusion, scores not.
+
+    What is asked for is left out: the stored scores, and the mask.
+    """
+    if which == "fuse":
+        scores = large_scores()
+        total = sum({n: s.numel() for per in scores.values() for n, s in per.items()}.values())
+        start = _resident()
+        Sparsity(0.9).mask(scores, Vote(0.5), Size(total))
+        return _peak() - start - total
     tasks = list(CHANNELS)[:3]
     start = _resident()
     net, batch, losses = deeplab(tasks)
     if which == "score":
-        peak, scores = _peak_since_reset(lambda: sensitivity(net, [batch], losses, tasks))
-        stored = sum(v.numel() * 4 for s in scores.values() for v in s.values())
-        return peak - start - stored
+        found = sensitivity(net, [batch], losses, tasks)
+        return _peak() - start - sum(v.numel() * 4 for s in found.values() for v in s.values())
     optimizer = torch.optim.Adam(net.train().parameters(), lr=1e-5)
-
-    def step() -> None:
+    for _ in range(2):  # the second step is the steady state: the optimiser's moments exist
         optimizer.zero_grad(set_to_none=True)
         outputs = net(batch["image"])
         torch.stack([losses[t](outputs[t], batch) for t in tasks]).sum().backward()
         optimizer.step()
+    return _peak() - start
 
-    step()
-    return _peak_since_reset(step)[0] - start
+
+def measured_in_child(which: str) -> int:
+    """:func:`memory_child` in a fresh process."""
+    command = [sys.executable, "-m", "experiments.bench", "--memory-child", which]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def scoring_memory() -> dict[str, Any]:
@@ -182,8 +191,7 @@ def scoring_memory() -> dict[str, Any]:
     peaks: dict[str, list[int]] = {"score": [], "adam": []}
     for _ in track(range(PAIRS), "memory of scoring", transient=True):
         for which, found in peaks.items():
-            command = [sys.executable, "-m", "experiments.bench", "--memory-child", which]
-            found.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
+            found.append(measured_in_child(which))
     a, b = (statistics.median(peaks[w]) for w in ("score", "adam"))
     detail = f"{a / 2**20:.0f} MiB against {b / 2**20:.0f} MiB, weights included, stored scores left out"
     return row("scoring_memory_ratio", a / b, "<= 1.0", a / b <= 1.0, detail)
@@ -211,7 +219,6 @@ def fuse_speedup() -> dict[str, Any]:
     """Seconds of ``torch.sort`` with indices per task / seconds of fusion and exact budget."""
     scores = large_scores()
     total = sum({n: s.numel() for per in scores.values() for n, s in per.items()}.values())
-    one_task = sum(s.numel() * 4 for s in scores["t0"].values())
     result: dict[str, Any] = {}
 
     def ours() -> None:
@@ -223,11 +230,9 @@ def fuse_speedup() -> dict[str, Any]:
             torch.sort(torch.cat([s.flatten() for s in per.values()]), descending=True)
 
     a, b = interleaved(ours, sort, "fusion of 5 x 44 M scores")
-    result.pop("mask")
-    before = _resident()
-    peak, _ = _peak_since_reset(ours)
-    mask = result["mask"]
-    extra = (peak - before - total) / one_task  # the mask itself, a byte a unit, is the result
+    mask = result.pop("mask")
+    one_task = sum(s.numel() * 4 for s in scores["t0"].values())
+    extra = measured_in_child("fuse") / one_task
     exact = sum(int(m.sum()) for m in mask.values()) == total - round(0.9 * total)
     same = exact and _equals_sorting()
     detail = (
@@ -323,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), help="measure only these")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
-    parser.add_argument("--memory-child", choices=["score", "adam"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-child", choices=["score", "adam", "fuse"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_child:
         print(memory_child(args.memory_child))

@@ -33,12 +33,13 @@ from experiments.timing import in_turns, timed
 DENSE_TASKS = ("seg", "normal", "depth", "edge")
 METHODS = ("cut", "magnitude", "disparse")
 GALLERY = 6
+SCORE_BATCHES = 25
 FILES = {"page:": "report.html", "model:": "compact", "ONNX:": "cut.onnx", "table:": "summary.json"}
 SHOWN = {
-    "seg": ("seg/miou", "mIoU %"),
+    "seg": ("seg/miou", "mIoU"),
     "normal": ("normal/mean", "angle °"),
-    "depth": ("depth/rel", "depth rel"),
-    "edge": ("edge/l1", "edge L1"),
+    "depth": ("depth/rel", "rel"),
+    "edge": ("edge/l1", "edge"),
 }
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -53,6 +54,7 @@ def _common(method: str, folder: Path, records: Path, seed: int, epochs: int, ra
         f"--data.init_args.seed={seed}",
         f"--trainer.max_epochs={epochs}",
         f"--model.init_args.optimizer.init_args.lr={rate}",
+        f"--pruning.batches={SCORE_BATCHES}",
         f"--out={folder}",
         f"--records={records}",
     ]

@@ -208,10 +208,12 @@ def run(argv: Sequence[str]) -> Path:
     trainer: Any = cli.trainer
     pruning = next(c for c in trainer.callbacks if isinstance(c, Pruning))
     config = _config(cli)
+    # What paths hide: which pictures, and which weights were there to start from.
+    config |= {"data_id": data.description.get("hash"), "weights_source": model.network.weights_source}
     config["start"] = start_of(options.init)  # another dense model makes another run, wherever it lies
     seed = int(options.seed_everything)
     folder = Path(options.out)
-    kept = check_tasks(pruning.tasks or list(model.tasks), list(model.tasks))
+    kept = check_tasks(list(model.tasks) if pruning.tasks is None else pruning.tasks, list(model.tasks))
     pruning.tasks = kept
     target = getattr(pruning.budget, "target", getattr(pruning.budget, "ratio", None))
     record = Record(
@@ -240,12 +242,17 @@ def run(argv: Sequence[str]) -> Path:
     saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     saver.dirpath, saver.filename = str(folder), record.id
     if trainer.max_epochs:
-        trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
         if trainer.interrupted:
             raise KeyboardInterrupt
     else:
         model.select(kept)
     record.metrics = _evaluate(trainer, model, data)
+    if trainer.global_rank:
+        return path
     meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
     batch = data.score_batches(1)[0]
     for key, value in measure(model.network, dense, pruning, batch, model.losses, folder, meta).items():

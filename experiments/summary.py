@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -91,25 +90,23 @@ def print_table(found: Sequence[dict[str, Any]], metrics: dict[str, str]) -> Non
         found: From :func:`rows`.
         metrics: The metrics to show and their short headings; all are in the report and in ``summary.json``.
     """
-    console = Console()
     table = Table(
-        title="test set; pruned rows are unstructured cuts (single weights), compacted",
-        padding=(0, 1),
-        box=box.SIMPLE_HEAD,
+        title="Test set. Pruned rows are unstructured cuts (single weights), compacted.",
+        caption="par, nz: parameters and non-zeros in millions; ms: median of one picture",
+        padding=(0, 1, 0, 0),
+        box=None,
+        pad_edge=False,
     )
     table.add_column("method", no_wrap=True)
-    for head in ("sparsity", "Δm %", *metrics.values(), "params", "non-zero", "MB", "MMACs", "ms"):
+    for head in ("cut", "Δm %", *metrics.values(), "par", "nz", "MB", "MMACs", "ms"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in found:
         delta = "0" if r["method"] == "dense" else f"{r['delta_m']:+.2f}"
         shown = [_cell(r["metrics"][m], m) if m in r["metrics"] else "-" for m in metrics]
-        size = [
-            f"{r['params'] / 1e6:.2f}M",
-            f"{r['nonzero'] / 1e6:.2f}M",
-            f"{r['bytes'] / 1e6:.2f}",
-            f"{r['macs'] / 1e6:.0f}",
-        ]
+        size = [f"{r[k] / 1e6:.{digits}f}" for k, digits in (("params", 2), ("nonzero", 2), ("bytes", 2), ("macs", 0))]
         name = f"{r['method']}, {len(r['tasks'])} heads" if r["method"] == "dense" else r["method"]
         style = "bold" if r["method"].startswith("cut") else ""
-        table.add_row(name, f"{r['sparsity']:.4f}", delta, *shown, *size, f"{r['latency_ms']:.1f}", style=style)
-    (console if console.width >= 96 else Console(width=100)).print(table)
+        cells = [name, f"{r['sparsity']:.4f}", delta, *shown, *size, f"{r['latency_ms']:.1f}"]
+        table.add_row(*cells, style=style)
+    console = Console()
+    (console if console.width >= 80 else Console(width=80)).print(table)

@@ -113,7 +113,7 @@ def test_the_floor_keeps_its_share_of_every_layer_and_an_input_per_output():
             "the floor needs",
         ),
         (lambda: Parameters(5).mask(scores(), Vote(0.5), Size(TOTAL, 17)), "17 are never cut"),
-        (lambda: KeepRatio(0.5).mask(scores(), fraction=0.5), "no floor and no steps"),
+        (lambda: KeepRatio(0.5).mask(scores(), Vote(0.5), Size(TOTAL), fraction=0.5), "no floor and no steps"),
     ],
 )
 def test_bad_budgets_are_refused(make, message):
@@ -123,4 +123,4 @@ def test_bad_budgets_are_refused(make, message):
 
 def test_ties_at_the_reference_threshold_are_kept():
     s = {"a": {"w": torch.tensor([3.0, 2.0, 2.0, 1.0])}}
-    assert KeepRatio(0.5, votes=1).mask(s)["w"].tolist() == [True, True, True, False]
+    assert KeepRatio(0.5, votes=1).mask(s, Vote(0.5), Size(4))["w"].tolist() == [True, True, True, False]

@@ -102,7 +102,7 @@ def test_a_checkpoint_loads_weights_only(model, data, tmp_path):
 def test_schedules_rise_and_fall(schedule):
     values = [factor(schedule, i / 100, 0.1) for i in range(101)]
     assert max(values) == pytest.approx(1.0) and values[0] < 0.1
-    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(values))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(values[:11]))
     assert values[-1] == (1.0 if schedule == "constant" else pytest.approx(0.0, abs=1e-9))
 
 

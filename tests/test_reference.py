@@ -9,6 +9,7 @@ from torch import nn
 
 from cut.budget import KeepRatio, Size
 from cut.decomposition import owners, prunable
+from cut.fusion import Vote
 from cut.scores import Sensitivity
 from tests.small_networks import Cnn, Vit, trained
 
@@ -147,7 +148,7 @@ def test_reference_mode_gives_the_reference_masks(build, selected, votes):
     scores = Sensitivity(mode="train")(model, data, losses, chosen)
     used = owners(model, data[0], losses, tasks)
     shared = frozenset(n for n in prunable(model) if sum(n in u for u in used.values()) > 1)
-    mask = KeepRatio(RATIO, votes).mask(scores, size=Size(0, shared=shared))
+    mask = KeepRatio(RATIO, votes).mask(scores, Vote(0.5), Size(0, shared=shared))
 
     assert set(mask) == set(expected)
     for name in expected:

@@ -1,9 +1,7 @@
 """The bench: its naive side is right, its file is written, its memory is measured."""
 
 import json
-import sys
 
-import pytest
 import torch
 
 from cut.fusion import Vote
@@ -46,11 +44,9 @@ def test_interleaved_takes_turns():
     assert "".join(order) == "ab" * 4
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's high-water mark")
-def test_peak_memory_sees_a_temporary():
-    before = bench._resident()
-    peak, _ = bench._peak_since_reset(lambda: torch.ones(30_000_000).sum())
-    assert 100e6 < peak - before < 200e6
+def test_memory_is_measured_in_a_fresh_process():
+    """Three heads of 23 M and a backbone of 21 M parameters take at least their own 360 MB."""
+    assert 3.4e8 < bench.measured_in_child("score") < 3e9
 
 
 def test_rows_are_printed_and_written(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from PIL import Image
 from cut.cli import main as cut_main
 from experiments import demo, timing
 from experiments.tables import comparison, replaced
+from tests.experiments.test_run import TINY
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,7 @@ def out(tmp_path_factory):
     """A demo of one epoch each on few rooms."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     common = demo._common
-    small = ["--data.init_args.subset=32", "--model.init_args.network.backbone=test_resnet"]
-    small += ["--model.init_args.network.output_stride=null", "--model.init_args.network.weights=null"]
+    small = ["--data.init_args.subset=32", f"--model.init_args.network={json.dumps(TINY)}"]
     patch = pytest.MonkeyPatch()
     patch.setattr(demo, "_common", lambda *a: [*common(*a), *small])
     patch.setattr(demo, "GALLERY", 2)

@@ -13,15 +13,14 @@ from experiments.run import main, run
 from experiments.summary import print_table, rows
 from tests.test_configs import line
 
+TINY = {"backbone": "test_resnet", "weights": None, "output_stride": None, "head": "light", "head_width": 8}
+
 
 def arguments(method: str, folder: Path, *more: str, logger: str = "logger/none") -> list[str]:
     return [
         *line("trainer/default", "data/synthetic", "model/mobilenetv2", f"pruning/{method}", logger),
         "--data.init_args.num=16",
-        "--model.init_args.network.backbone=test_resnet",
-        "--model.init_args.network.output_stride=null",
-        "--model.init_args.network.weights=null",
-        "--model.init_args.network.head_width=8",
+        f"--model.init_args.network={json.dumps(TINY)}",
         "--trainer.max_epochs=1",
         "--trainer.accelerator=cpu",
         f"--out={folder / method}",
@@ -35,7 +34,7 @@ def folder(tmp_path_factory):
     """A folder with a dense run and a run cut from it, the latter logged to W&B offline."""
     folder = tmp_path_factory.mktemp("runs")
     run(arguments("dense", folder))
-    more = ["--pruning.tasks=[seg,depth]", "--pruning.batches=2", f"--init={folder / 'dense'}"]
+    more = ["--pruning.tasks=[seg,edge]", "--pruning.batches=2", f"--init={folder / 'dense'}"]
     run(arguments("cut", folder, *more, logger="logger/wandb"))
     return folder
 
@@ -47,13 +46,13 @@ def records(folder: Path):
 
 def test_the_record_tells_the_whole_story(folder):
     dense, cut = records(folder)
-    assert cut.tasks == ["seg", "depth"] and cut.dropped_tasks == ["normal", "edge"]
+    assert cut.tasks == ["seg", "edge"] and cut.dropped_tasks == ["normal", "depth"]
     assert cut.budget["target"] == 0.9 and cut.budget["achieved"] == pytest.approx(0.9, abs=5e-4)
     assert cut.sparsity["kept"] == pytest.approx(0.9, abs=5e-4)
     assert cut.sparsity["whole_model_with_dropped_heads"] > 0.9
     assert set(cut.metrics) == {"val", "test"} and {k.split("/")[0] for k in cut.metrics["test"]} == {
         "seg",
-        "depth",
+        "edge",
     }
     assert set(cut.higher_is_better) == set(cut.metrics["test"])
     assert len(cut.history) == 1 and cut.finetune_seconds > 0 and cut.score_seconds > 0 and cut.peak_memory > 1e8
@@ -68,9 +67,9 @@ def test_the_record_tells_the_whole_story(folder):
 def test_the_compact_model_is_the_trained_one(folder):
     small = checkpoint.load(folder / "cut/compact").eval()
     state = torch.load(folder / "cut/last.ckpt", weights_only=True)["state_dict"]
-    assert set(small(torch.zeros(1, 3, 32, 32))) == {"seg", "depth"}
-    kept = state["network.heads.depth.out.weight"]
-    assert int((small.heads["depth"].out.weight != 0).sum()) == int((kept != 0).sum())
+    assert set(small(torch.zeros(1, 3, 32, 32))) == {"seg", "edge"}
+    kept = state["network.heads.edge.out.weight"]
+    assert int((small.heads["edge"].out.weight != 0).sum()) == int((kept != 0).sum())
 
 
 def test_a_run_with_a_record_is_not_run_again(folder):
@@ -90,8 +89,8 @@ def test_summary_rows(folder, capsys):
     found = rows(dense, [cut])
     assert [(r["method"], r["tasks"]) for r in found] == [
         ("dense", dense.tasks),
-        ("dense", ["seg", "depth"]),
-        ("cut", ["seg", "depth"]),
+        ("dense", ["seg", "edge"]),
+        ("cut", ["seg", "edge"]),
     ]
     assert found[1]["params"] == found[1]["nonzero"] or found[1]["nonzero"] > 0.99 * found[1]["params"]
     needed = {
@@ -121,7 +120,7 @@ def test_summary_rows(folder, capsys):
         (["--pruning.budget.init_args.target=1.0"], "sparsity 1.0"),
         (["--pruning.budget.init_args.target=0.99"], "the floor needs"),
         (["--init=/nowhere"], "no dense checkpoint"),
-        (["--model.init_args.network.backbone=nonet"], "timm has no model 'nonet'"),
+        ([f"--model.init_args.network={json.dumps({**TINY, 'backbone': 'nonet'})}"], "timm has no model 'nonet'"),
     ],
 )
 def test_bad_input_is_refused_with_exit_code_2(folder, tmp_path, more, message, capsys):
