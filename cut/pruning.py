@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
-from cut.budget import Budget
+from cut.budget import Budget, Sparsity
 from cut.decomposition import check_tasks
 from cut.fusion import Fusion, Vote
 from cut.masks import apply_mask, make_mask, sparsity
@@ -94,6 +94,11 @@ class Pruning(Callback):
             late = [e for e in self.schedule.steps() if last is not None and last != -1 and e >= last]
             if late:
                 raise ValueError(f"pruning at epoch {late[0]}, but training ends after {trainer.max_epochs} epochs")
+            if isinstance(self.budget, Sparsity) and self.floor > 1 - self.budget.target + 1e-9:
+                raise ValueError(
+                    f"sparsity {self.budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
+                    f"allowed: a floor up to {1 - self.budget.target:.4g}"
+                )
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
         module.select(tasks)

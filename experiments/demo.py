@@ -34,6 +34,7 @@ DENSE_TASKS = ("seg", "normal", "depth", "edge")
 METHODS = ("cut", "magnitude", "disparse")
 GALLERY = 6
 SCORE_BATCHES = 25
+FLOOR = 0.05  # of every layer, but never more than half of what stays
 FILES = {"page:": "report.html", "model:": "compact", "ONNX:": "cut.onnx", "table:": "summary.json"}
 SHOWN = {
     "seg": ("seg/miou", "mIoU"),
@@ -41,6 +42,7 @@ SHOWN = {
     "depth": ("depth/rel", "rel"),
     "edge": ("edge/l1", "edge"),
 }
+SAME_RULE = "With one or two tasks, at least half of them is any of them: cut and disparse are the same rule."
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -122,6 +124,8 @@ def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> Non
         "Rooms: rendered rooms with exact labels, shipped with the package; "
         "test rooms hold furniture that no training room has."
     )
+    if len(pruned[0].tasks) <= 2:
+        note += f" {SAME_RULE}"
     files = {
         "cut.onnx": "ONNX file",
         "compact/model.json": "compact model",
@@ -153,11 +157,14 @@ def demo(tasks: Sequence[str], sparsity: float, out: Path, seed: int, epochs: in
             *_common(method, folder, records, seed, recover, rate),
             f"--pruning.tasks={json.dumps(list(tasks))}",
             f"--pruning.budget.init_args.target={sparsity}",
+            f"--pruning.floor={min(FLOOR, (1 - sparsity) / 2):g}",
             f"--init={out / 'dense'}",
         ]
         pruned.append(read(run(line)))
     dense, pruned = timed(dense, pruned, time_all(out, dense, pruned))
     finish(out, dense, pruned, seed)
+    if len(tasks) <= 2:
+        console.print(SAME_RULE)
     print_table(rows(dense, pruned), dict(SHOWN[t] for t in tasks))
     console.print(f"done in {(time.perf_counter() - start) / 60:.1f} minutes")
     console.print("\n".join(f"{what:8} {out / name}" for what, name in FILES.items()))
