@@ -20,14 +20,14 @@ def probe(name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int] 
     Raises:
         ValueError: If timm has no such model, or it gives no feature maps.
     """
-    if name not in timm.list_models():
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+    if not timm.is_model(name):  # takes names with a pretrained tag too, such as resnet18.a1_in1k
+        near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
         raise ValueError(f"timm has no model {name!r}; similar ones: {near}")
     try:
         with torch.device("meta"):
             model = timm.create_model(name, features_only=True)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"backbone {name!r} gives no feature maps: {error}") from error
+        raise ValueError(f"backbone {name!r} gives no feature maps: {_reason(error)}") from error
     info: Any = model.feature_info
     return tuple(info.reduction()), tuple(info.out_indices), patch_size(model)
 
@@ -43,7 +43,8 @@ def create(
     Args:
         name: Any timm model name.
         output_stride: Stride of the deepest map, by dilation, for backbones that can.
-        img_size: Height and width, for backbones with a fixed grid (ViTs, Swin).
+        img_size: Height and width, for backbones with a grid of patches (ViTs, Swin). Without it a plain ViT resizes
+            its position grid to each picture, any other keeps the grid timm made it for.
         pretrained: Whether timm downloads its weights.
 
     Returns:
@@ -52,21 +53,39 @@ def create(
     Raises:
         ValueError: If timm has no such model, or it cannot give feature maps, that stride or that size.
     """
-    strides, indices, _ = probe(name)
+    strides, indices, patch = probe(name)
     options: dict[str, Any] = {"features_only": True, "pretrained": pretrained}
     if output_stride is not None:
         options["output_stride"] = output_stride
     if img_size is not None:
         options["img_size"] = img_size
+    early = next((i for i, s in enumerate(strides) if s >= EARLY_STRIDE), 0)
+    options["out_indices"] = [indices[early], indices[-1]] if early < len(strides) - 1 else [indices[-1]]
+    asked = f"output_stride={output_stride}, img_size={img_size}, pretrained={pretrained}"
     try:
-        early = next((i for i, s in enumerate(strides) if s >= EARLY_STRIDE), 0)
-        chosen = [indices[early], indices[-1]] if early < len(strides) - 1 else [indices[-1]]
-        model = timm.create_model(name, out_indices=chosen, **options)
+        model = _create(name, patch is not None and img_size is None, options)
     except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
-        asked = f"output_stride={output_stride}, img_size={img_size}"
-        raise ValueError(f"backbone {name!r} gives no feature maps with {asked}: {error}") from error
+        raise ValueError(f"backbone {name!r} gives no feature maps with {asked}: {_reason(error)}") from error
     info: Any = model.feature_info
+    reached = info.reduction()[-1]
+    if output_stride is not None and reached != output_stride:
+        raise ValueError(f"backbone {name!r} cannot have output_stride={output_stride}: its deepest map has {reached}")
     return model, list(info.channels())
+
+
+def _create(name: str, dynamic: bool, options: dict[str, Any]) -> Any:
+    """The timm model, with a position grid that follows the picture if it has that option and ``dynamic`` asks."""
+    if dynamic:
+        try:
+            return timm.create_model(name, dynamic_img_size=True, **options)
+        except TypeError:  # Swin and others have no such option
+            pass
+    return timm.create_model(name, **options)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; timm's assertions often say nothing."""
+    return str(error) or type(error).__name__
 
 
 def patch_size(backbone: nn.Module) -> tuple[int, int] | None:
@@ -83,6 +102,11 @@ def grid_pixels(backbone: nn.Module) -> tuple[int, int]:
     embed = _patches(backbone)
     (rows, columns), (height, width) = embed.grid_size, embed.patch_size
     return int(rows * height), int(columns * width)
+
+
+def is_dynamic(backbone: nn.Module) -> bool:
+    """Whether the backbone takes pictures of any size that is a multiple of its patch."""
+    return any(getattr(m, "dynamic_img_size", False) for m in backbone.modules())
 
 
 def _patches(backbone: nn.Module) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +18,7 @@ from cut.network import MultiTaskNet, NetworkConfig
 from cut.tasks import Task
 
 Schedule = Literal["constant", "cosine", "onecycle"]
+Interval = Literal["step", "epoch"]
 
 
 def factor(schedule: Schedule, progress: float, warmup: float) -> float:
@@ -43,6 +45,9 @@ class MultiTaskModel(pl.LightningModule):
     Logs ``train/<task>/loss`` and, for validation and test, ``<split>/<task>/<metric>`` (corrected family) or
     ``<split>/<task>/legacy/<metric>``.
 
+    A checkpoint carries the network's config, without its ``weights`` entry, so that
+    ``load_from_checkpoint(path, tasks=..., weights_only=True)`` builds the same network and reads no other file.
+
     Args:
         tasks: The tasks; with LightningCLI they come from the data module.
         network: What the network is built from.
@@ -62,10 +67,16 @@ class MultiTaskModel(pl.LightningModule):
         schedule: Schedule = "onecycle",
         warmup: float = 0.1,
         scheduler: LRSchedulerCallable | None = None,
-        interval: Literal["step", "epoch"] = "step",
+        interval: Interval = "step",
         families: tuple[str, ...] = ("corrected",),
     ) -> None:
         super().__init__()
+        for entry, value, allowed in (
+            ("schedule", schedule, get_args(Schedule)),
+            ("interval", interval, get_args(Interval)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{entry} {value!r}; allowed: {', '.join(map(repr, allowed))}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup {warmup}; allowed: 0 <= warmup < 1 (a share of the training)")
         unknown = sorted(set(families) - {"corrected", "legacy"})
@@ -75,7 +86,13 @@ class MultiTaskModel(pl.LightningModule):
         if len(self.tasks) != len(tasks):
             raise ValueError(f"two tasks have the same name: {[t.name for t in tasks]}")
         image_level = [t.name for t in tasks if not t.dense]
+        if isinstance(network, Mapping):  # a checkpoint's
+            network = NetworkConfig(**network)
         self.network = MultiTaskNet({t.name: t.channels for t in tasks}, image_level, network)
+        plain = dict(asdict(self.network.config), weights=None)  # they are in the checkpoint
+        self.save_hyperparameters(
+            {"network": plain, "schedule": schedule, "warmup": warmup, "interval": interval, "families": list(families)}
+        )
         self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup
         self.scheduler, self.interval = scheduler, interval
         self._metrics = {split: {t.name: self._collection(t, families) for t in tasks} for split in ("val", "test")}
@@ -150,6 +167,15 @@ class MultiTaskModel(pl.LightningModule):
         """Seed by epoch, so that dropout is the same whether or not the training was interrupted before."""
         torch.manual_seed(torch.initial_seed() % 100_003 + 100_003 * self.current_epoch)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed again before an epoch's first batch.
+
+        Lightning starts the loader before or after the hook above, depending on whether the epoch is the fit's first,
+        and a plain DataLoader draws a number when it starts.
+        """
+        if batch_idx == 0:
+            self.on_train_epoch_start()
+
     def _evaluate(self, split: str, batch: dict[str, Tensor]) -> None:
         outputs = self(batch["image"])
         losses = self._task_losses(outputs, batch)
@@ -191,7 +217,10 @@ class MultiTaskModel(pl.LightningModule):
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": self.interval},
             }
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        expected = float(self.trainer.estimated_stepping_batches)
+        if math.isinf(expected):
+            raise ValueError(f"schedule {self.schedule!r} needs an end: set the trainer's max_epochs or max_steps")
+        steps = max(1, int(expected))
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: factor(self.schedule, (step + 1) / (steps + 1), self.warmup)
         )

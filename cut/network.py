@@ -14,6 +14,8 @@ from cut import backbones, weights
 from cut.decomposition import check_tasks
 from cut.heads import ASPPHead, LightHead, LinearHead
 
+HEADS, RESIZES = ("light", "aspp"), ("never", "patch")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -27,9 +29,13 @@ class NetworkConfig:
         head: ``"light"`` or the paper's ``"aspp"``.
         head_width: Channels inside a dense head.
         dropout: Dropout probability in the heads.
-        img_size: Height and width of the pictures, for backbones with a fixed grid of patches.
-        resize: ``"patch"`` resizes pictures to the nearest multiple of the patch, ``"never"`` refuses sides that are
-            none.
+        img_size: Height and width of the pictures, for backbones with a grid of patches: the grid is built for the
+            nearest multiple of the patch. Without it a plain ViT follows the picture, others keep timm's own size.
+        resize: What happens to a picture that is not of the size that the grid of patches needs: ``"patch"`` resizes
+            it bilinearly (to ``img_size``'s grid, else to the nearest multiple of the patch), ``"never"`` refuses it.
+
+    Raises:
+        ValueError: For a head, head width, dropout, size or resize that is not allowed.
     """
 
     backbone: str = "mobilenetv2_100"
@@ -41,6 +47,20 @@ class NetworkConfig:
     img_size: tuple[int, int] | None = None
     resize: Literal["never", "patch"] = "never"
 
+    def __post_init__(self) -> None:
+        for field, value, allowed in (("head", self.head, HEADS), ("resize", self.resize, RESIZES)):
+            if value not in allowed:
+                raise ValueError(f"{field} {value!r}; allowed: {', '.join(map(repr, allowed))}")
+        if self.head_width < 1:
+            raise ValueError(f"head_width {self.head_width}; allowed: 1 or more channels")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}; allowed: 0 <= dropout < 1")
+        if self.img_size is not None:
+            if len(self.img_size) != 2 or min(self.img_size) < 1:
+                raise ValueError(f"img_size {self.img_size}; allowed: a height and a width in pixels")
+            # A list, as JSON and YAML give it, becomes the tuple that it was.
+            object.__setattr__(self, "img_size", (int(self.img_size[0]), int(self.img_size[1])))
+
 
 class MultiTaskNet(nn.Module):
     """A backbone shared by all tasks and a head for each.
@@ -51,6 +71,17 @@ class MultiTaskNet(nn.Module):
         outputs: Task to output channels.
         image_level: Tasks with one label per picture; the others are dense.
         config: What to build from.
+
+    Attributes:
+        active: The tasks whose heads run.
+        weights_source: Where the backbone's weights came from, for records: ``"random"``, ``"timm"``, or the
+            ``weights`` entry and the name of the file that was read.
+        mean: Of the pictures that the backbone expects, per channel.
+        std: Likewise.
+
+    Raises:
+        ValueError: For no task, a task name that a module cannot have, an unknown image-level task, or what the
+            backbone, its weights or the config do not allow.
     """
 
     def __init__(
@@ -66,14 +97,16 @@ class MultiTaskNet(nn.Module):
         unknown = sorted(set(image_level) - set(outputs))
         if unknown:
             raise ValueError(f"unknown image-level task {unknown[0]!r}; the tasks are {sorted(outputs)}")
-        if config.head not in ("light", "aspp"):
-            raise ValueError(f"head {config.head!r}; allowed: 'light', 'aspp'")
+        bad = [t for t in outputs if not t or "." in t or hasattr(nn.ModuleDict, t)]
+        if bad:
+            raise ValueError(f"task name {bad[0]!r}; allowed: not empty, no dot, no attribute of torch's ModuleDict")
         self.config, self.image_level = config, tuple(t for t in outputs if t in image_level)
-        grid = self._grid((config.img_size[0], config.img_size[1])) if config.img_size else None
+        grid = self._grid(config.img_size, backbones.probe(config.backbone)[2]) if config.img_size else None
         self.backbone, self.channels = backbones.create(
             config.backbone, config.output_stride, grid, config.weights == "timm"
         )
         self.patch, self.nhwc = backbones.patch_size(self.backbone), backbones.is_nhwc(self.backbone)
+        self.dynamic = backbones.is_dynamic(self.backbone)
         self.weights_source = self._load(config.weights)
         self.heads = nn.ModuleDict({t: self._head(t, c) for t, c in outputs.items()})
         self._channels_out = dict(outputs)
@@ -87,9 +120,8 @@ class MultiTaskNet(nn.Module):
         """Task to output channels, of the heads that are there."""
         return {t: self._channels_out[t] for t in self.heads}
 
-    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size that the backbone's grid is made for."""
-        patch = backbones.probe(self.config.backbone)[2]
+    def _grid(self, size: tuple[int, int], patch: tuple[int, int] | None) -> tuple[int, int]:
+        """The sides nearest to ``size`` that are multiples of the patch."""
         if patch is None or all(s % p == 0 for s, p in zip(size, patch, strict=True)):
             return size
         if self.config.resize == "never":
@@ -152,18 +184,14 @@ class MultiTaskNet(nn.Module):
         """The picture at a size the backbone takes; never cropped."""
         if self.patch is None:
             return image
-        size = tuple(self.config.img_size) if self.config.img_size else None
         sides = (int(image.shape[-2]), int(image.shape[-1]))
-        if size is None and all(s % p == 0 for s, p in zip(sides, self.patch, strict=True)):
-            return image
-        target = backbones.grid_pixels(self.backbone) if size is not None else None
+        target = self._grid(sides, self.patch) if self.dynamic else backbones.grid_pixels(self.backbone)
         if target == sides:
             return image
-        if target is None or self.config.resize == "never":
+        if self.config.resize == "never":
             raise ValueError(
-                f"pictures of {sides[0]}x{sides[1]} do not fit {self.config.backbone}: "
-                f"patch {self.patch[0]}x{self.patch[1]}, "
-                f"built for {size}; set img_size, or resize='patch'"
+                f"pictures of {sides[0]}x{sides[1]} do not fit {self.config.backbone}, built for "
+                f"{target[0]}x{target[1]}; set img_size, or resize='patch'"
             )
         return F.interpolate(image, size=target, mode="bilinear", align_corners=False)
 
@@ -180,8 +208,6 @@ class MultiTaskNet(nn.Module):
         """
         try:
             config = dict(spec["config"], weights=None)
-            if config.get("img_size"):
-                config["img_size"] = tuple(config["img_size"])
             outputs = {str(t): int(c) for t, c in spec["outputs"].items()}
             image_level = [t for t in spec["image_level"] if t in outputs]
             return cls(outputs, image_level, NetworkConfig(**config))

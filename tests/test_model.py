@@ -1,10 +1,13 @@
 """The LightningModule: selection, logging, schedules, checkpoints."""
 
 import itertools
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 
 from cut.data.synthetic import Synthetic
 from cut.model import MultiTaskModel, factor
@@ -98,6 +101,86 @@ def test_a_checkpoint_loads_weights_only(model, data, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_a_checkpoint_knows_its_network_but_no_tasks(data, tmp_path):
+    """Loading names no config, reads no weight cache, and unpickles no object."""
+    config = NetworkConfig("vit_tiny_patch16_224", head_width=8, img_size=(32, 32), weights="auto")
+    model = MultiTaskModel(data.tasks, config, schedule="cosine", families=("corrected", "legacy"))
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "m.ckpt")
+    saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["hyper_parameters"]
+    assert set(saved) == {"network", "schedule", "warmup", "interval", "families"}
+    again = MultiTaskModel.load_from_checkpoint(tmp_path / "m.ckpt", tasks=data.tasks, weights_only=True)
+    assert again.network.config == NetworkConfig("vit_tiny_patch16_224", head_width=8, img_size=(32, 32))
+    assert again.schedule == "cosine"
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_both_metric_families_have_their_own_names(data, tmp_path):
+    model = MultiTaskModel(data.tasks, SMALL, families=("corrected", "legacy"))
+    run = trainer(tmp_path)
+    run.validate(model, data, verbose=False)
+    assert {"val/seg/miou", "val/seg/legacy/miou", "val/depth/legacy/rel"} <= set(run.callback_metrics)
+    assert model.higher_is_better["seg/legacy/miou"] and not model.higher_is_better["depth/legacy/rel"]
+
+
+def test_an_interrupted_training_has_the_same_dropout(data, tmp_path):
+    """The state after two epochs is that of one epoch, a checkpoint, and another; the loader is not shuffled."""
+    loader = torch.utils.data.DataLoader(data.score_batches(2, 8), batch_size=None)
+    config = NetworkConfig("test_resnet", head_width=8, dropout=0.5)
+
+    def fit(epochs, **options):
+        pl.seed_everything(3, verbose=False)
+        model = MultiTaskModel(data.tasks, config, schedule="constant", warmup=0.0)
+        run = trainer(tmp_path, max_epochs=epochs, limit_val_batches=0)
+        run.fit(model, loader, **options)
+        run.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return model.network.state_dict()
+
+    fit(1)
+    resumed = fit(2, ckpt_path=tmp_path / "1.ckpt", weights_only=True)
+    through = fit(2)
+    assert all(torch.equal(v, through[k]) for k, v in resumed.items())
+
+
+def test_a_scheduler_of_ones_own_is_stepped_at_its_interval(data, tmp_path):
+    def rates(interval):
+        model = MultiTaskModel(
+            data.tasks,
+            SMALL,
+            optimizer=lambda p: torch.optim.Adam(p, lr=1.0e-3),
+            scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=1, gamma=0.5),
+            interval=interval,
+        )
+        run = trainer(tmp_path, limit_val_batches=0)
+        run.fit(model, data)
+        return run.global_step, run.optimizers[0].param_groups[0]["lr"]
+
+    steps, rate = rates("step")
+    assert steps == 2 and rate == pytest.approx(1e-3 * 0.5**2)
+    assert rates("epoch")[1] == pytest.approx(1e-3 * 0.5)
+
+
+def test_the_papers_config_has_its_step_schedule(data, tmp_path):
+    """cut-method 4.3, NYU-v2: Adam 1e-4 with decay 1e-4, times 0.7 every 4000 iterations."""
+    path = Path(__file__).parent.parent / "configs/model/deeplab_resnet34.yaml"
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(MultiTaskModel, "model", subclass_mode=True)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"]["network"]["head_width"] = 8
+    content["model"]["init_args"]["tasks"] = []
+    chosen = parser.parse_object(content).model.init_args
+    assert (chosen.network.backbone, chosen.network.output_stride, chosen.interval) == ("resnet34", 8, "step")
+    assert chosen.optimizer.init_args.lr == chosen.optimizer.init_args.weight_decay == 1e-4
+    assert chosen.scheduler.class_path.endswith("StepLR")
+    assert (chosen.scheduler.init_args.step_size, chosen.scheduler.init_args.gamma) == (4000, 0.7)
+
+
+def test_a_schedule_needs_an_end(model, data, tmp_path):
+    with pytest.raises(ValueError, match="'onecycle' needs an end"):
+        trainer(tmp_path, max_epochs=-1).fit(model, data)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 def test_schedules_rise_and_fall(schedule):
     values = [factor(schedule, i / 100, 0.1) for i in range(101)]
@@ -116,6 +199,8 @@ def test_bfloat16_through_the_trainer(model, data, tmp_path):
     ("make", "message"),
     [
         (lambda d: MultiTaskModel(d.tasks, SMALL, warmup=1.0), "warmup 1.0"),
+        (lambda d: MultiTaskModel(d.tasks, SMALL, schedule="linear"), "schedule 'linear'; allowed: 'constant'"),
+        (lambda d: MultiTaskModel(d.tasks, SMALL, interval="batch"), "interval 'batch'; allowed: 'step', 'epoch'"),
         (lambda d: MultiTaskModel(d.tasks, SMALL, families=("best",)), "metric families"),
         (lambda d: MultiTaskModel([d.tasks[0], d.tasks[0]], SMALL), "same name"),
         (lambda d: MultiTaskModel(d.tasks, SMALL).select(["flow"]), "unknown task 'flow'"),

@@ -62,6 +62,32 @@ def test_a_vit_resizes_or_refuses_but_never_crops():
         fixed(torch.randn(1, 3, 64, 80))
 
 
+def test_a_vit_without_a_size_follows_the_picture():
+    net = build(backbone="vit_tiny_patch16_224")
+    assert net(torch.randn(1, 3, 64, 96))["seg"].shape[-2:] == (64, 96)
+    with pytest.raises(ValueError, match=r"60x90 are no multiple .* patch 16x16"):
+        net(torch.randn(1, 3, 60, 90))
+
+
+def test_resizing_is_to_the_nearest_multiple_of_the_patch():
+    net = build(backbone="vit_tiny_patch16_224", resize="patch")
+    image = torch.randn(1, 3, 60, 90)
+    resized = torch.nn.functional.interpolate(image, (64, 96), mode="bilinear", align_corners=False)
+    assert torch.equal(net(image)["scene"], net(resized)["scene"])
+
+
+def test_a_fixed_grid_names_the_size_it_was_built_for():
+    swin = build(backbone="swin_tiny_patch4_window7_224")
+    with pytest.raises(ValueError, match="64x96 do not fit swin_tiny_patch4_window7_224, built for 224x224"):
+        swin(torch.randn(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride_is_the_deepest_maps(stride):
+    net = build(backbone="resnet18", output_stride=stride)
+    assert net.backbone(torch.randn(1, 3, 64, 64))[-1].shape[-1] == 64 // stride
+
+
 def test_selected_heads_only_are_run():
     net = build()
     image, ran = torch.randn(1, 3, 64, 64), []
@@ -104,6 +130,13 @@ def test_a_spec_rebuilds_the_same_network():
     [
         (lambda: build(backbone="mobilnet"), "timm has no model 'mobilnet'"),
         (lambda: build(head="fancy"), "head 'fancy'"),
+        (lambda: build(resize="crop"), "resize 'crop'; allowed: 'never', 'patch'"),
+        (lambda: build(head_width=0), "head_width 0"),
+        (lambda: build(dropout=1.0), "dropout 1.0"),
+        (lambda: build(img_size=(0, 96)), r"img_size \(0, 96\)"),
+        (lambda: build(backbone="resnet18", output_stride=5), "'resnet18' gives no feature maps with output_stride=5"),
+        (lambda: MultiTaskNet({"keys": 3}), "task name 'keys'"),
+        (lambda: MultiTaskNet({"a.b": 3}), "task name 'a.b'"),
         (
             lambda: build(backbone="vit_tiny_patch16_224", output_stride=8),
             "gives no feature maps with output_stride=8",
