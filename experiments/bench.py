@@ -145,8 +145,14 @@ def scoring_ratio(count: int, target: float) -> dict[str, Any]:
 
 
 def _peak() -> int:
-    """Peak resident bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Peak resident bytes of this process so far.
+
+    The kernel's VmHWM, where there is one: ru_maxrss of a child starts from what its parent held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _resident() -> int:
