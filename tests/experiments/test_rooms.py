@@ -266,6 +266,7 @@ def test_sky_and_lamps_shine_into_the_room(renderer, models):
 
 
 def test_walls_are_whole_but_for_their_holes():
+    pytest.importorskip("trimesh")
     from experiments.rooms.scene import _rectangles
 
     holes = [(0.5, 1.5, 0.0, 2.0), (2.0, 2.8, 0.9, 2.1)]
