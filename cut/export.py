@@ -8,8 +8,6 @@ import io
 import json
 import logging
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from cut.files import write_atomically
 
 if TYPE_CHECKING:  # metrics take seconds to import, and a device that only predicts needs none
     from cut.tasks import Task
@@ -145,7 +145,7 @@ def export_onnx(
     onnx.checker.check_model(model)
     if model.ByteSize() >= _LARGEST:
         raise ValueError(f"the model takes {model.ByteSize()} bytes; one ONNX file holds at most {_LARGEST}")
-    _write(Path(path), model.SerializeToString())
+    write_atomically(Path(path), model.SerializeToString())
     return Exported(Path(path), Path(path).stat().st_size, OPSET)
 
 
@@ -176,20 +176,6 @@ def _clean(model: Any) -> None:
         node.doc_string = ""
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def session(path: str | Path, threads: int = 1) -> Any:

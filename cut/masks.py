@@ -18,7 +18,7 @@ from cut.decomposition import Inputs, Loss, Owners, check_tasks, components, kep
 from cut.fusion import Fusion, Ranking, Vote
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask, best
-from cut.trace import LAYERS, NORMS, Trace, trace
+from cut.trace import LAYERS, NORMS, Trace, preserves_zero, trace
 
 BACKBONE = "backbone"
 
@@ -163,7 +163,7 @@ def silence(model: nn.Module, mask: Mapping[str, Tensor], seen: Trace) -> Mask:
             silent[name] = dead
         elif isinstance(module, NORMS):
             act = getattr(module, "act", None)
-            if silent_in is not None and module.affine and (act is None or _keeps_zero(act)):
+            if silent_in is not None and module.affine and (act is None or preserves_zero(act)):
                 cut_parameter(module.weight, silent_in)
                 cut_parameter(module.bias, silent_in)
                 silent[name] = silent_in
@@ -172,11 +172,9 @@ def silence(model: nn.Module, mask: Mapping[str, Tensor], seen: Trace) -> Mask:
     return result
 
 
-def _keeps_zero(act: nn.Module) -> bool:
-    """Whether an activation inside a norm maps zero to zero."""
-    from cut.trace import preserves_zero
-
-    return preserves_zero(act)
+def _behind(scores: Mapping[str, Scores], cut: Mask) -> dict[str, Scores]:
+    """Scores with what is cut already behind all else, so that a floor is made of weights that are still there."""
+    return {t: {n: s.masked_fill(cut[n], -1.0) if n in cut else s for n, s in per.items()} for t, per in scores.items()}
 
 
 def make_mask(
@@ -231,7 +229,7 @@ def make_mask(
     seen = trace(model, batch, inputs)
     rows = sorted({w for t, w in seen.last_layers(model, used).items() if t in tasks})
     before = {n: ~m for n, m in (cut or {}).items() if n in weights}
-    front = floor(fusion(scores), floor_share, rows)
+    front = floor(fusion(_behind(scores, before)), floor_share, rows)
     mask = budget.mask(scores, fusion, size, front, before, fraction)
     empty = [n for n, m in mask.items() if not m.any()]
     if empty:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cut.budget import Budget, Sparsity
 from cut.decomposition import check_tasks
 from cut.fusion import Fusion, Vote
-from cut.masks import apply_mask, make_mask, sparsity
+from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.schedules import OneShot, Schedule
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
@@ -63,17 +63,19 @@ class Pruning(Callback):
         self.floor, self.batches, self.silence = floor, batches, silence
         self.mask: Mask = {}
         self.scores: dict[str, Scores] = {}
+        self.overlap: dict[str, dict[str, float]] = {}
         self.score_seconds = 0.0
         self.hook_seconds = 0.0
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The mask and the time spent on scoring; plain tensors and numbers, so that checkpoints load weights-only."""
-        return {"mask": {n: m.cpu() for n, m in self.mask.items()}, "score_seconds": self.score_seconds}
+        """Mask, overlap of the tasks' masks, scoring time; plain tensors and numbers, so that it loads weights-only."""
+        mask = {n: m.cpu() for n, m in self.mask.items()}
+        return {"mask": mask, "overlap": self.overlap, "score_seconds": self.score_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the mask back from a checkpoint."""
-        self.mask = dict(state_dict["mask"])
+        self.mask, self.overlap = dict(state_dict["mask"]), dict(state_dict["overlap"])
         self.score_seconds = float(state_dict["score_seconds"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -154,6 +156,8 @@ class Pruning(Callback):
             network.select(tasks)
         self._apply(pl_module)
         achieved = sparsity(network, self.mask, self.mask)
+        if len(self.scores) > 1:
+            self.overlap = overlap(task_masks(self.scores, 1 - achieved))
         trainer.callback_metrics["sparsity"] = torch.tensor(achieved)
         for logger in trainer.loggers:
             logger.log_metrics({"sparsity": achieved}, step=trainer.global_step)

@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from cut.budget import Size, Sparsity
+from cut.files import write_atomically
 from cut.fusion import Ranking, Vote
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.scores import Scores, sensitivity
@@ -342,10 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name in args.only or MEASURES:
         rows.append(MEASURES[name]())
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_suffix(".part")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        temporary.replace(args.out)
+        write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
     print_rows(rows)
 
 

@@ -23,8 +23,9 @@ from cut import checkpoint, drawing
 from cut.data.batch import picture
 from cut.data.rooms import Rooms
 from cut.decomposition import check_tasks
+from cut.files import write_atomically
 from cut.network import MultiTaskNet
-from cut.records import Record, read, write_atomically
+from cut.records import Record, read
 from experiments.report import write_report
 from experiments.run import run
 from experiments.summary import print_table, rows
@@ -95,7 +96,7 @@ def _dense_network(folder: Path) -> MultiTaskNet:
 
 
 def time_all(out: Path, dense: Record, pruned: Sequence[Record]) -> dict[str, Any]:
-    """All exported models timed in turns, kept in ``timing.json``; timed again only if a model is newer than that."""
+    """All exported models timed in turns, kept in a ``timing-*.json``; timed again only if a model is newer."""
     first = out / pruned[0].checkpoint
     paths = {
         "dense_all_heads": out / dense.checkpoint / "dense_all_heads.onnx",

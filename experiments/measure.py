@@ -14,7 +14,7 @@ from cut import checkpoint, export
 from cut.compact import compact, keep_tasks
 from cut.cost import cost, latency
 from cut.decomposition import components, owners, prunable
-from cut.masks import component_sparsity, layer_sparsity, overlap, task_masks
+from cut.masks import component_sparsity, layer_sparsity
 from cut.network import MultiTaskNet
 from cut.pruning import Pruning
 
@@ -93,7 +93,7 @@ def measure(
         "sparsity": component_sparsity(network, mask, used, tasks),
         "layer_sparsity": layer_sparsity(network, mask),
         "layer_component": {n: c for n, c in components(used, tasks).items() if n in weights},
-        "mask_overlap": {},
+        "mask_overlap": {n: {k: round(v, 4) for k, v in pairs.items()} for n, pairs in pruning.overlap.items()},
     }
     for form, (net, outputs) in forms.items():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -101,8 +101,5 @@ def measure(
                 result["cost"][form]["bytes"] = checkpoint.save(net, Path(temporary) / "model")
             if form == "compact" or (form == "kept_heads") == bool(mask):
                 result["cost"][form]["onnx"] = _onnx(net, folder / f"{form}.onnx", batch, outputs, meta)
-    if len(pruning.scores) > 1:
-        found = overlap(task_masks(pruning.scores, 1 - result["sparsity"]["kept"]))
-        result["mask_overlap"] = {n: {k: round(v, 4) for k, v in pairs.items()} for n, pairs in found.items()}
     network.select(tasks)
     return result

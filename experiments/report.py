@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from cut.drawing import PALETTE
-from cut.records import Record, write_atomically
+from cut.files import write_atomically
+from cut.records import Record
 from experiments.summary import rows
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

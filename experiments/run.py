@@ -236,7 +236,7 @@ def run(argv: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if options.init is not None:
         load_dense(model, options.init)
-    dense = copy.deepcopy(model.network) if options.init is not None else model.network
+    dense = model.network if pruning.budget is None else copy.deepcopy(model.network)
     history = next(c for c in trainer.callbacks if isinstance(c, History))
     last = folder / f"{record.id}.ckpt"
     saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))

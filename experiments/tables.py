@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cut.records import Record, read, write_atomically
+from cut.files import write_atomically
+from cut.records import Record, read
 from experiments.summary import rows
 from experiments.timing import timed
 

@@ -1,10 +1,12 @@
 """Masks: applied, measured, silenced."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from cut.budget import Parameters
+from cut.budget import Parameters, Sparsity
 from cut.decomposition import owners, prunable
 from cut.masks import (
     apply_mask,
@@ -175,3 +177,16 @@ def test_a_mask_of_another_model_is_refused_and_nothing_changes(model):
 def test_a_budget_below_the_floor_is_refused(model):
     with pytest.raises(ValueError, match="the floor needs"):
         prune(model, batches(), LOSSES, ["seg"], sparsity=0.99, floor_share=0.05)
+
+
+def test_the_floor_of_a_later_cut_is_made_of_weights_that_are_left(model):
+    """A layer that no gradient reaches any more scores zero throughout; it still keeps some of what it has."""
+    data = batches()
+    scores = sensitivity(model, data, LOSSES, ["seg"])
+    scores["seg"]["block1.expand.weight"] = torch.zeros_like(scores["seg"]["block1.expand.weight"])
+    kept = {n: torch.ones_like(s, dtype=torch.bool) for n, s in scores["seg"].items()}
+    kept["block1.expand.weight"][:40] = False  # the first by index, which ties would choose
+    mask = make_mask(model, scores, data[0], LOSSES, ["seg"], budget=Sparsity(0.9), cut=kept, silent=False)
+    floor = math.ceil(0.05 * mask["block1.expand.weight"].numel())
+    assert int(mask["block1.expand.weight"].sum()) >= floor
+    assert not mask["block1.expand.weight"][:40].any()

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from cut import records
-from cut.records import Record, config_hash, load, machine, read, write_atomically
+from cut.files import write_atomically
+from cut.records import Record, config_hash, load, machine, read
 
 CONFIG = {
     "seed_everything": 1,

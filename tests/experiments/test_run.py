@@ -152,6 +152,7 @@ def test_an_interrupted_run_goes_on(folder, tmp_path):
     resumed = read(run(arguments("cut", interrupted, *more)))
     assert len(resumed.history) == 2
     assert resumed.metrics == straight.metrics
+    assert resumed.mask_overlap and resumed.mask_overlap == straight.mask_overlap
 
 
 import lightning.pytorch as pl  # noqa: E402
