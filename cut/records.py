@@ -30,6 +30,8 @@ _NOT_HASHED = {
     "records",
     "init",
     "config",
+    "id",
+    "export",
     "num_workers",
     "logger",
     "callbacks",
@@ -92,7 +94,12 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """The process's peak resident memory so far, in bytes."""
+    """The process's own peak resident memory so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike ru_maxrss, not inherited from the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -125,6 +132,8 @@ class Record:
         peak_memory: Of the process, in bytes.
         checkpoint: Folder of the run's files.
         delta_m: Against the dense record, where a table computed it.
+        name: The id, if the run was given one; else it is made of the entries below.
+        start: Id of the record of the dense run that this one started from; empty for none.
     """
 
     method: str
@@ -149,6 +158,8 @@ class Record:
     peak_memory: int = 0
     checkpoint: str = ""
     delta_m: dict[str, float] = field(default_factory=dict)
+    name: str = ""
+    start: str = ""
     machine: dict[str, Any] = field(default_factory=machine)
     commit: str = field(default_factory=lambda: commit()[0])
     dirty: bool = field(default_factory=lambda: commit()[1])
@@ -158,6 +169,8 @@ class Record:
     @property
     def id(self) -> str:
         """Readable and unique: data, method, sparsity, tasks, seed and the config's hash."""
+        if self.name:
+            return self.name
         target = self.budget.get("target")
         amount = "dense" if not target else f"{target:g}"
         name = f"{self.data.get('name', 'data')}-{self.method}-{amount}-{'+'.join(self.tasks)}-{self.seed}"

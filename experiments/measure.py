@@ -55,6 +55,7 @@ def measure(
     losses: Any,
     folder: Path,
     meta: dict[str, Any],
+    exported: bool = True,
 ) -> dict[str, Any]:
     """Compact the network and save it; sparsity by component and layer, mask overlap, and the cost of every form.
 
@@ -66,6 +67,7 @@ def measure(
         losses: Losses of all tasks.
         folder: The run's folder; the compact model goes into ``compact/``.
         meta: Facts to keep with the model.
+        exported: Whether ONNX files are written and timed too.
 
     Returns:
         The record's entries ``cost``, ``sparsity``, ``layer_sparsity``, ``layer_component`` and ``mask_overlap``.
@@ -99,7 +101,7 @@ def measure(
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             if form != "compact":
                 result["cost"][form]["bytes"] = checkpoint.save(net, Path(temporary) / "model")
-            if form == "compact" or (form == "kept_heads") == bool(mask):
+            if exported and (form == "compact" or (form == "kept_heads") == bool(mask)):
                 result["cost"][form]["onnx"] = _onnx(net, folder / f"{form}.onnx", batch, outputs, meta)
     network.select(tasks)
     return result

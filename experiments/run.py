@@ -50,6 +50,8 @@ class CLI(LightningCLI):
             "--out", type=str, default="runs/last", help="folder of this run: checkpoints, logs, models"
         )
         parser.add_argument("--records", type=str, default="experiments/records", help="folder of records")
+        parser.add_argument("--id", type=str, default="", help="the record's name; default: made of what the run is")
+        parser.add_argument("--export", type=bool, default=True, help="export and time ONNX files too")
 
     def before_instantiate_classes(self) -> None:
         """Loggers write into the run's folder, W&B under the method's name."""
@@ -67,12 +69,17 @@ class CLI(LightningCLI):
 
 
 class History(pl.Callback):
-    """Metrics of every epoch, for the record; kept in checkpoints, so that a resumed run has them all."""
+    """Metrics of every epoch, for the record; kept in checkpoints, so that a resumed run has them all.
+
+    After an epoch with validation the test set is looked at too: a table says which epoch it reports
+    (:func:`experiments.selection.select`), and only a table marked as legacy may choose by what it sees there.
+    """
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._start = 0.0
+        self._start: float | None = None
+        self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far and the seconds they took."""
@@ -82,15 +89,33 @@ class History(pl.Callback):
         """Go on with the epochs of a checkpoint."""
         self.epochs, self.seconds = list(state_dict["epochs"]), float(state_dict["seconds"])
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Start the clock: scoring is over by now."""
+        if self._start is None:
+            self._start = time.perf_counter()
+
+    def _stop(self) -> None:
+        if self._start is not None:
+            self.seconds += time.perf_counter() - self._start
+            self._start = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock: evaluation is not training."""
+        self._stop()
+        self._validated = trainer.state.fn == "fit" and not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the epoch's numbers; validation has run by now."""
-        self.seconds += time.perf_counter() - self._start
-        found = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
-        self.epochs.append({"epoch": trainer.current_epoch, **found})
+        self._stop()
+        found = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if not self._validated:
+            found = {k: v for k, v in found.items() if not k.startswith("val/")}
+        elif isinstance(pl_module, MultiTaskModel) and getattr(trainer, "datamodule", None) is not None:
+            data: Any = trainer
+            found |= pl_module.evaluate(data.datamodule.test_dataloader(), "test")
+        self._validated = False
+        rounded = {k: round(v, 6) for k, v in found.items()}
+        self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **rounded})
 
 
 def load_dense(model: MultiTaskModel, folder: str | Path) -> str:
@@ -131,13 +156,18 @@ def split_metrics(found: dict[str, Any], split: str) -> dict[str, float]:
     """``{"seg/miou": ...}`` from a trainer's ``{"test/seg/miou": ...}``."""
     start = f"{split}/"
     return {
-        k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("/loss")
+        k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("loss")
     }
 
 
-def _evaluate(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData) -> dict[str, dict[str, float]]:
-    """Metrics on validation and test, by the weights as they are."""
+def _evaluate(
+    trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData, history: History
+) -> dict[str, dict[str, float]]:
+    """Metrics on validation and test, by the weights as they are; the last epoch's, if it had them."""
     found = {}
+    last = history.epochs[-1] if history.epochs else {}
+    if any(k.startswith("test/") for k in last):
+        return {split: split_metrics(last, split) for split in ("val", "test")}
     for split, run in (("val", trainer.validate), ("test", trainer.test)):
         run(model, datamodule=data, verbose=False)
         found[split] = split_metrics(trainer.callback_metrics, split)
@@ -229,6 +259,8 @@ def run(argv: Sequence[str]) -> Path:
         metrics={},
         higher_is_better={k: v for k, v in model.higher_is_better.items() if k.split("/")[0] in kept},
         checkpoint=folder.name,
+        name=options.id,
+        start=config["start"] or "",
     )
     path = Path(options.records) / f"{record.id}.json"
     if path.exists():
@@ -250,12 +282,13 @@ def run(argv: Sequence[str]) -> Path:
             raise KeyboardInterrupt
     else:
         model.select(kept)
-    record.metrics = _evaluate(trainer, model, data)
+    record.metrics = _evaluate(trainer, model, data, history)
     if trainer.global_rank:
         return path
     meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
     batch = data.score_batches(1)[0]
-    for key, value in measure(model.network, dense, pruning, batch, model.losses, folder, meta).items():
+    found = measure(model.network, dense, pruning, batch, model.losses, folder, meta, options.export)
+    for key, value in found.items():
         setattr(record, key, value)
     record.budget["achieved"] = record.sparsity["kept"] if pruning.mask else 0.0
     record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)
