@@ -32,6 +32,7 @@ _NOT_HASHED = {
     "config",
     "id",
     "export",
+    "snapshots",
     "num_workers",
     "logger",
     "callbacks",

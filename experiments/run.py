@@ -51,6 +51,9 @@ class CLI(LightningCLI):
         )
         parser.add_argument("--records", type=str, default="experiments/records", help="folder of records")
         parser.add_argument("--id", type=str, default="", help="the record's name; default: made of what the run is")
+        parser.add_argument(
+            "--snapshots", type=list[int], default=[], help="epochs before which the weights are kept, to rewind to"
+        )
         parser.add_argument("--export", type=bool, default=True, help="export and time ONNX files too")
 
     def before_instantiate_classes(self) -> None:
@@ -116,6 +119,31 @@ class History(pl.Callback):
         self._validated = False
         rounded = {k: round(v, 6) for k, v in found.items()}
         self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **rounded})
+
+
+class Snapshots(pl.Callback):
+    """The model's weights before chosen epochs, in ``epoch-<n>.ckpt`` of the run's folder: what rewinding goes back to.
+
+    Args:
+        folder: The run's folder.
+        epochs: 0 for the initialisation.
+    """
+
+    def __init__(self, folder: str | Path, epochs: Sequence[int]) -> None:
+        self.folder, self.epochs = Path(folder), list(epochs)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights, if this is one of the epochs."""
+        if trainer.current_epoch in self.epochs and trainer.is_global_zero:
+            _save({"state_dict": pl_module.state_dict()}, self.folder / f"epoch-{trainer.current_epoch}.ckpt")
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, path)
 
 
 def load_dense(model: MultiTaskModel, folder: str | Path) -> str:
@@ -272,6 +300,7 @@ def run(argv: Sequence[str]) -> Path:
     history = next(c for c in trainer.callbacks if isinstance(c, History))
     last = folder / f"{record.id}.ckpt"
     saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+    trainer.callbacks.append(Snapshots(folder, options.snapshots))
     saver.dirpath, saver.filename = str(folder), record.id
     if trainer.max_epochs:
         try:
@@ -294,9 +323,7 @@ def run(argv: Sequence[str]) -> Path:
     record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)
     record.score_seconds, record.peak_memory = round(pruning.score_seconds, 2), peak_memory()
     _finish(trainer, folder)
-    (folder / "last.ckpt").unlink(missing_ok=True)
-    torch.save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.part")
-    os.replace(folder / "last.part", folder / "last.ckpt")
+    _save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.ckpt")
     last.unlink(missing_ok=True)
     return record.write(options.records)
 
