@@ -98,7 +98,7 @@ def _best_of_rows(scores: list[Tensor]) -> Tensor:
     return (largest & (largest.cumsum(1) == 1)).view(total.shape)
 
 
-def _scored(scores: Mapping[str, Scores]) -> int:
+def scored_units(scores: Mapping[str, Scores]) -> int:
     """Number of units that have a score, each counted once."""
     return sum({n: s.numel() for per in scores.values() for n, s in per.items()}.values())
 
@@ -140,7 +140,7 @@ class Sparsity:
             ValueError: If the floor keeps more, or fewer weights have a score than must go.
         """
         zeros = round(fraction * self.target * size.prunable)
-        scored = _scored(scores)
+        scored = scored_units(scores)
         if zeros > scored:
             raise ValueError(
                 f"sparsity {self.target} cuts {zeros} weights, but only {scored} are reached by a gradient"
@@ -174,7 +174,7 @@ class Parameters:
         Raises:
             ValueError: If the floor, or what is never cut, needs more.
         """
-        scored = _scored(scores)
+        scored = scored_units(scores)
         zeros = size.prunable + size.other - self.target
         if zeros < 0:
             zeros = 0  # the model is smaller than the budget already
@@ -185,6 +185,40 @@ class Parameters:
             )
         kept = scored - round(fraction * zeros)
         return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} parameters")
+
+
+class Weights:
+    """Cut until a number of Conv and Linear weights is left: for models that must share a budget with others.
+
+    Args:
+        target: Non-zero Conv and Linear weights of backbone and kept heads.
+    """
+
+    def __init__(self, target: int) -> None:
+        if target < 1:
+            raise ValueError(f"weight budget {target}; allowed: at least 1")
+        self.target = int(target)
+
+    def mask(
+        self,
+        scores: Mapping[str, Scores],
+        fusion: Fusion,
+        size: Size,
+        front: Mask | None = None,
+        cut: Mask | None = None,
+        fraction: float = 1.0,
+    ) -> Mask:
+        """The mask with exactly ``target`` weights left (or that fraction of the way from all of them).
+
+        Raises:
+            ValueError: If the floor, or what has no score, needs more.
+        """
+        scored = scored_units(scores)
+        zeros = max(0, size.prunable - self.target)
+        if zeros > scored:
+            raise ValueError(f"a budget of {self.target} weights is out of reach: {size.prunable - scored} are never cut")
+        kept = scored - round(fraction * zeros)
+        return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} weights")
 
 
 class KeepRatio:

@@ -127,6 +127,34 @@ class Vote:
         return Ranking(dict(scores), self.share)
 
 
+class FallingVote:
+    """A vote share that falls with the sparsity: few weights left are not shared out by majority.
+
+    Args:
+        start: The share at sparsity 0.
+        end: The share at sparsity 1; in between it changes linearly.
+
+    Example:
+        >>> FallingVote(1.0, 0.0).at(0.75).share
+        0.25
+    """
+
+    def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
+        for share in (start, end):
+            if not 0 <= share <= 1:
+                raise ValueError(f"vote share {share}; allowed: 0 to 1")
+        self.start, self.end = start, end
+
+    def at(self, sparsity: float | None) -> Vote:
+        """The vote at a sparsity; without one, at the end of the fall."""
+        progress = 1.0 if sparsity is None or not 0 <= sparsity <= 1 else sparsity
+        return Vote(self.start + (self.end - self.start) * progress)
+
+    def __call__(self, scores: Mapping[str, Scores]) -> Ranking:
+        """The ranking at the end of the fall."""
+        return self.at(None)(scores)
+
+
 def _gathered(scores: Mapping[str, Scores]) -> dict[str, list[tuple[str, Tensor]]]:
     """Parameter name to the normalised scores of each task that uses it."""
     by_name: dict[str, list[tuple[str, Tensor]]] = {}

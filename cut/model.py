@@ -107,6 +107,10 @@ class MultiTaskModel(pl.LightningModule):
         self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup
         self.scheduler, self.interval = scheduler, interval
         self.order = torch.channels_last if channels_last else torch.contiguous_format
+        # What callbacks add to the training loss, of (batch, outputs), and factors on the tasks' loss weights.
+        self.extras: list[Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]] = []
+        self.factors: dict[str, float] = {}
+        self.latest: dict[str, Tensor] = {}  # the tasks' losses of the last training batch
         self._metrics = {split: {t.name: self._collection(t, families) for t in tasks} for split in ("val", "test")}
         for split, collections in self._metrics.items():
             for name, collection in collections.items():
@@ -163,10 +167,14 @@ class MultiTaskModel(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The weighted sum of the selected tasks' losses."""
-        losses = self._task_losses(self(batch["image"]), batch)
-        total = self._total(losses)
+        outputs = self(batch["image"])
+        losses = self._task_losses(outputs, batch)
+        self.latest = {t: loss.detach() for t, loss in losses.items()}
+        total = self._total({t: self.factors.get(t, 1.0) * loss for t, loss in losses.items()})
+        for extra in self.extras:
+            total = total + extra(batch, outputs)
         size = len(batch["image"])
-        logged = {f"train/{t}/loss": loss.detach() for t, loss in losses.items()}
+        logged = {f"train/{t}/loss": loss for t, loss in self.latest.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         self.log(
             "train/loss",

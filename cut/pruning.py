@@ -11,10 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
+from cut.allocation import LayerSparsity
 from cut.budget import Budget, Sparsity
 from cut.decomposition import check_tasks
-from cut.fusion import Fusion, Vote
+from cut.fusion import FallingVote, Fusion, Vote
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
+from cut.recalibration import recalibrate
+from cut.regrowth import Regrowth
+from cut.rewinding import Rewind
 from cut.schedules import OneShot, Schedule
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
@@ -40,6 +44,9 @@ class Pruning(Callback):
         floor: Share of every layer that is kept before any cut; 0 for none.
         batches: Number of scoring batches.
         silence: Whether dead channels are silenced; off in reference mode.
+        rewind: Where the weights go back to after every cut; None leaves them. The optimiser then starts anew.
+        regrowth: How the mask moves between cuts at the same sparsity; None leaves it.
+        recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
     """
 
     def __init__(
@@ -52,12 +59,18 @@ class Pruning(Callback):
         floor: float = 0.05,
         batches: int = 50,
         silence: bool = True,
+        rewind: Rewind | None = None,
+        regrowth: Regrowth | None = None,
+        recalibrate: int = 0,
     ) -> None:
         if not 0 <= floor <= 1:
             raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
         if batches < 1:
             raise ValueError(f"batches {batches}; allowed: at least 1 scoring batch")
+        if recalibrate < 0:
+            raise ValueError(f"recalibrate {recalibrate}; allowed: 0 (not at all) or a number of batches")
         self.budget, self.tasks = budget, tasks
+        self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
         self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
         self.schedule = schedule or OneShot()
         self.floor, self.batches, self.silence = floor, batches, silence
@@ -96,7 +109,7 @@ class Pruning(Callback):
             late = [e for e in self.schedule.steps() if last is not None and last != -1 and e >= last]
             if late:
                 raise ValueError(f"pruning at epoch {late[0]}, but training ends after {trainer.max_epochs} epochs")
-            if isinstance(self.budget, Sparsity) and self.floor > 1 - self.budget.target + 1e-9:
+            if isinstance(self.budget, (Sparsity, LayerSparsity)) and self.floor > 1 - self.budget.target + 1e-9:
                 raise ValueError(
                     f"sparsity {self.budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
                     f"allowed: a floor up to {1 - self.budget.target:.4g}"
@@ -114,6 +127,10 @@ class Pruning(Callback):
         fraction = self.schedule.steps().get(trainer.current_epoch) if self.budget is not None else None
         if fraction is not None:
             self.prune(trainer, pl_module, fraction)
+        elif self.regrowth is not None and self.mask:
+            share = self.regrowth.share(trainer.current_epoch)
+            if share > 0:
+                self._regrow(trainer, pl_module, share)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -130,13 +147,15 @@ class Pruning(Callback):
         if self.budget is None:
             return
         module: Any = pl_module
-        network, losses, data = module.network, module.losses, cast(Any, trainer).datamodule
+        network, losses = module.network, module.losses
         tasks = check_tasks(self.tasks if self.tasks is not None else list(losses), list(losses))
         start = time.perf_counter()
-        batches = _Batches(data.score_batches(self.batches), pl_module.device, type(self.scorer).__name__)
+        batches = self._batches(trainer, pl_module, self.batches, type(self.scorer).__name__)
         network.select(tasks)
         self.scores = self.scorer(network, batches, losses, tasks)
         self.score_seconds += time.perf_counter() - start
+        target = getattr(self.budget, "target", None)
+        fusion = self.fusion.at(fraction * target) if isinstance(self.fusion, FallingVote) else self.fusion
         network.select(list(losses))  # which head belongs to which task is seen with all of them running
         try:
             self.mask = make_mask(
@@ -145,7 +164,7 @@ class Pruning(Callback):
                 batches.first(),
                 losses,
                 tasks,
-                fusion=self.fusion,
+                fusion=fusion,
                 budget=self.budget,
                 floor_share=self.floor,
                 silent=self.silence,
@@ -154,13 +173,39 @@ class Pruning(Callback):
             )
         finally:
             network.select(tasks)
-        self._apply(pl_module)
+        self._settle(trainer, pl_module)
         achieved = sparsity(network, self.mask, self.mask)
         if len(self.scores) > 1:
             self.overlap = overlap(task_masks(self.scores, 1 - achieved))
         trainer.callback_metrics["sparsity"] = torch.tensor(achieved)
         for logger in trainer.loggers:
             logger.log_metrics({"sparsity": achieved}, step=trainer.global_step)
+
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a cut: rewind, apply the mask, measure batch norm's statistics, each if asked for."""
+        module: Any = pl_module
+        if self.rewind is not None:
+            self.rewind(module.network)
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+        self._apply(pl_module)
+        if self.recalibrate:
+            recalibrate(module.network, self._batches(trainer, pl_module, self.recalibrate, "batch norm"))
+
+    def _regrow(self, trainer: Trainer, pl_module: LightningModule, share: float) -> None:
+        """Move a share of the mask; what grows starts at zero."""
+        assert self.regrowth is not None
+        module: Any = pl_module
+        start = time.perf_counter()
+        batches = self._batches(trainer, pl_module, self.regrowth.batches, type(self.regrowth).__name__)
+        tasks = check_tasks(self.tasks if self.tasks is not None else list(module.losses), list(module.losses))
+        self.mask = self.regrowth(module.network, self.mask, batches, module.losses, tasks, share)
+        self.score_seconds += time.perf_counter() - start
+        self._apply(pl_module)
+
+    def _batches(self, trainer: Trainer, pl_module: LightningModule, count: int, what: str) -> _Batches:
+        """Scoring batches of the trainer's data module."""
+        return _Batches(cast(Any, trainer).datamodule.score_batches(count), pl_module.device, what)
 
     def _apply(self, pl_module: LightningModule) -> None:
         """Zero what is cut; remember weights with their masks as numbers, for a fast product."""

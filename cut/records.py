@@ -35,7 +35,6 @@ _NOT_HASHED = {
     "snapshots",
     "num_workers",
     "logger",
-    "callbacks",
     "accelerator",
     "devices",
     "strategy",
@@ -53,7 +52,10 @@ _NOT_HASHED |= {
 def _pruned(config: Any) -> Any:
     """The part of a config that the hash covers."""
     if isinstance(config, Mapping):
-        return {k: _pruned(v) for k, v in config.items() if k not in _NOT_HASHED}
+        # Callbacks change a run, but none is the same as no entry.
+        return {
+            k: _pruned(v) for k, v in config.items() if k not in _NOT_HASHED and not (k == "callbacks" and v is None)
+        }
     return [_pruned(v) for v in config] if isinstance(config, (list, tuple)) else config
 
 

@@ -8,7 +8,7 @@ they need no special case further on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from cut.decomposition import Inputs, Loss, check_tasks, forward, no_trace, owne
 
 Scores = dict[str, Tensor]
 JOINT = "all"
+Accumulate = Literal["absolute", "squared", "signed"]
 
 
 class Scorer(Protocol):
@@ -34,11 +35,16 @@ class Scorer(Protocol):
         ...
 
 
-def _accumulate(total: Scores, grads: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Add ``|weight x gradient|`` in float32, re-using the gradients' memory."""
+def _accumulate(
+    total: Scores, grads: Mapping[str, Tensor], weights: Mapping[str, Tensor], how: Accumulate, power: int
+) -> None:
+    """Add ``|gradient x weight^power|``, its square or the signed product in float32, re-using the gradients' memory."""
     with torch.no_grad():
         for name, grad in grads.items():
-            worth = grad.mul_(weights[name]).abs_().float()
+            for _ in range(power):
+                grad.mul_(weights[name])
+            worth = grad.float()
+            worth = worth.abs_() if how == "absolute" else worth.square_() if how == "squared" else worth
             if name in total:
                 total[name].add_(worth)
             else:
@@ -68,12 +74,19 @@ def sensitivity(
     tasks: Sequence[str],
     inputs: Inputs | None = None,
     mode: Literal["eval", "train"] = "eval",
+    accumulate: Accumulate = "absolute",
+    power: int = 1,
+    joint: Mapping[str, float] | None = None,
 ) -> dict[str, Scores]:
     r"""CUT's score: the sum over batches of ``|weight x gradient of that task's loss|``, on the weights as they are.
 
     It equals the gradient of a mask of ones (SNIP's connection sensitivity, arXiv 1810.02340), taken per task and on
     the pre-trained weights (arXiv 2504.09803). One forward serves all tasks; each task then costs one backward through
     its own head and what it shares. The model is left as it was found.
+
+    Other scores are variants of it: ``accumulate="signed"`` is the first-order Taylor estimate of the change of the
+    loss over all batches (arXiv 1906.10771), ``"squared"`` the empirical Fisher's estimate (arXiv 1801.05787, up to a
+    factor), ``power=0`` the gradient alone (what RigL grows by), ``joint`` SNIP's on the training loss.
 
     In a process group every rank gets the same list of batches, scores those dealt to it, and all end with the sum.
 
@@ -84,6 +97,11 @@ def sensitivity(
         tasks: The tasks to score for.
         inputs: How to get the network's input from a batch.
         mode: ``"eval"``, or ``"train"`` as in the reference code: dropout on and batch statistics, both put back.
+        accumulate: What is summed over batches: absolute values, squares, or the values themselves (of whose sum the
+            absolute value is taken).
+        power: Of the weight that the gradient is multiplied with: 0, 1 or 2.
+        joint: Loss weights: one score of the weighted sum of the tasks' losses, under the key ``"all"``, instead of
+            one per task; a task without a weight counts with 1.
 
     Returns:
         Task to parameter name to float32 scores of the parameter's shape.
@@ -93,7 +111,10 @@ def sensitivity(
     """
     tasks = check_tasks(tasks, losses)
     weights = prunable(model)
-    scores: dict[str, Scores] = {task: {} for task in tasks}
+    # What is differentiated: each task's loss, or one weighted sum of them.
+    goals = {t: {t: 1.0} for t in tasks} if joint is None else {JOINT: {t: float(joint.get(t, 1.0)) for t in tasks}}
+    last = list(goals)[-1]
+    scores: dict[str, Scores] = {goal: {} for goal in goals}
     rank, world = _dealt()
     used: dict[str, list[str]] = {}
     count = 0
@@ -104,37 +125,56 @@ def sensitivity(
             if not mine and used:
                 continue
             outputs = forward(model, batch, inputs)
-            for task in tasks:
-                loss = task_loss(losses, task, outputs, batch, index)
-                names = used.get(task, list(weights))
+            for goal, members in goals.items():
+                loss = sum(
+                    (w * task_loss(losses, t, outputs, batch, index) for t, w in members.items()), torch.tensor(0.0)
+                )
+                names = used.get(goal, list(weights))
                 if not loss.requires_grad:
-                    raise ValueError(f"the loss of task {task!r} depends on no parameter of the model")
+                    raise ValueError(f"the loss of task {goal!r} depends on no parameter of the model")
                 grads = torch.autograd.grad(
-                    loss, [weights[n] for n in names], retain_graph=task != tasks[-1], allow_unused=True
+                    loss, [weights[n] for n in names], retain_graph=goal != last, allow_unused=True
                 )
                 found = {n: g for n, g in zip(names, grads, strict=True) if g is not None}
-                used.setdefault(task, list(found))
+                used.setdefault(goal, list(found))
                 if mine:
-                    _accumulate(scores[task], found, weights)
+                    _accumulate(scores[goal], found, weights, accumulate, power)
                 else:
-                    scores[task] = {n: torch.zeros_like(weights[n], dtype=torch.float32) for n in used[task]}
+                    scores[goal] = {n: torch.zeros_like(weights[n], dtype=torch.float32) for n in used[goal]}
                 del loss, grads
     if not count:
         raise ValueError("no scoring batches were given")
-    return _sum_over_ranks(scores)
+    scores = _sum_over_ranks(scores)
+    if accumulate == "signed":
+        scores = {goal: {n: s.abs() for n, s in per.items()} for goal, per in scores.items()}
+    return scores
 
 
 class Sensitivity:
-    """CUT's score per task, see :func:`sensitivity`.
+    """CUT's score per task and its variants, see :func:`sensitivity`.
 
     Args:
         mode: ``"eval"``, or ``"train"`` as in the reference code.
+        accumulate: ``"absolute"``, ``"squared"`` or ``"signed"``.
+        power: Of the weight: 0, 1 or 2.
+        joint: Loss weights, for one score of the joint loss; None scores each task.
     """
 
-    def __init__(self, mode: Literal["eval", "train"] = "eval") -> None:
+    def __init__(
+        self,
+        mode: Literal["eval", "train"] = "eval",
+        accumulate: Accumulate = "absolute",
+        power: int = 1,
+        joint: dict[str, float] | None = None,
+    ) -> None:
         if mode not in ("eval", "train"):
             raise ValueError(f"mode {mode!r}; allowed: 'eval', 'train'")
+        if accumulate not in get_args(Accumulate):
+            raise ValueError(f"accumulate {accumulate!r}; allowed: {', '.join(map(repr, get_args(Accumulate)))}")
+        if power not in (0, 1, 2):
+            raise ValueError(f"power {power} of the weight; allowed: 0, 1, 2")
         self.mode: Literal["eval", "train"] = mode
+        self.accumulate, self.power, self.joint = accumulate, power, joint
 
     def __call__(
         self,
@@ -145,7 +185,30 @@ class Sensitivity:
         inputs: Inputs | None = None,
     ) -> dict[str, Scores]:
         """See :func:`sensitivity`."""
-        return sensitivity(model, batches, losses, tasks, inputs, self.mode)
+        return sensitivity(model, batches, losses, tasks, inputs, self.mode, self.accumulate, self.power, self.joint)
+
+
+class PerLayer:
+    """Another scorer's scores, divided by their mean within each layer, so that layers compete as equals.
+
+    Args:
+        scorer: The scorer.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        losses: Mapping[str, Loss],
+        tasks: Sequence[str],
+        inputs: Inputs | None = None,
+    ) -> dict[str, Scores]:
+        """The scores with mean 1 in every layer that has any score above 0."""
+        scores = self.scorer(model, batches, losses, tasks, inputs)
+        return {t: {n: s / s.mean().clamp_min(1e-30) for n, s in per.items()} for t, per in scores.items()}
 
 
 def _used_weights(

@@ -34,6 +34,7 @@ from cut.decomposition import check_tasks
 from cut.model import MultiTaskModel
 from cut.pruning import Pruning
 from cut.records import Record, peak_memory
+from cut.rewinding import Checkpoint
 from experiments.measure import measure
 
 
@@ -57,7 +58,10 @@ class CLI(LightningCLI):
         parser.add_argument("--export", type=bool, default=True, help="export and time ONNX files too")
 
     def before_instantiate_classes(self) -> None:
-        """Loggers write into the run's folder, W&B under the method's name."""
+        """Loggers write into the run's folder, W&B under the method's name; no progress bar if none is wanted."""
+        if self.config.trainer.enable_progress_bar is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         loggers = self.config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else []:
             options = logger.init_args
@@ -296,6 +300,8 @@ def run(argv: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if options.init is not None:
         load_dense(model, options.init)
+    if isinstance(pruning.rewind, Checkpoint):
+        pruning.rewind.folder = options.init
     dense = model.network if pruning.budget is None else copy.deepcopy(model.network)
     history = next(c for c in trainer.callbacks if isinstance(c, History))
     last = folder / f"{record.id}.ckpt"

@@ -1,4 +1,8 @@
-"""Tables: records to Markdown, in ``docs/tables/`` and in the README. ``make tables`` renders them."""
+"""Tables: records to Markdown, in ``docs/tables/`` and in the README. ``make tables`` renders them.
+
+python -m experiments.tables               # the demo's
+python -m experiments.tables --grid rooms  # a grid's, with CSV and LaTeX
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
+from experiments import render
+from experiments.grids import GRIDS
 from experiments.summary import rows
 from experiments.timing import timed
 
@@ -95,16 +101,29 @@ def replaced(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda m: m.group(1) + table + m.group(2), text)
 
 
+def _demo(folder: Path, out: Path) -> None:
+    """The demo's table, on its page and in the README."""
+    table = comparison(*records(folder))
+    write_atomically(out / "demo.md", f"# `make demo`\n\n{table}")
+    readme = ROOT / "README.md"
+    write_atomically(readme, replaced(readme.read_text(), "demo", table))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Render all tables; 2 for missing or damaged records."""
-    parser = argparse.ArgumentParser(prog="make tables", description=__doc__)
-    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/demo")
+    """Render the demo's table or a grid's; 2 for an unknown grid and for missing or damaged records."""
+    parser = argparse.ArgumentParser(prog="make tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", help="name of a grid; default: the demo's table")
+    parser.add_argument("--records", type=Path, help="default: experiments/records/demo, for a grid .../rooms")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/tables")
     args = parser.parse_args(argv)
+    folder = args.records or ROOT / "experiments/records" / ("rooms" if args.grid else "demo")
     try:
-        table = comparison(*records(args.records))
-        write_atomically(ROOT / "docs/tables/demo.md", f"# `make demo`\n\n{table}")
-        readme = ROOT / "README.md"
-        write_atomically(readme, replaced(readme.read_text(), "demo", table))
+        if args.grid is None:
+            _demo(folder, args.out)
+        elif args.grid in GRIDS:
+            render.write(GRIDS[args.grid](), folder, args.out)
+        else:
+            raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

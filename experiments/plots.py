@@ -1,0 +1,210 @@
+"""Plots: frames and records as matplotlib figures; :mod:`experiments.figures` gathers what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from cut.records import Record
+
+# Okabe and Ito's colours without yellow, which a white page swallows.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^PXv"
+LINES = ("-", "--", ":", "-.")
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "white",
+    "font.size": 10.0,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.0,
+    "savefig.dpi": 150.0,
+    "svg.hashsalt": "cut",  # the same records give the same file
+}
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th series; past the palette, another line and marker."""
+    turn = i // len(PALETTE)
+    return {
+        "color": PALETTE[i % len(PALETTE)],
+        "marker": MARKERS[(i + turn) % len(MARKERS)],
+        "linestyle": LINES[turn % len(LINES)],
+    }
+
+
+def shown(value: object) -> str:
+    """A variant's value as in tables: 5 for 5.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def labels(frame: pd.DataFrame) -> list[str]:
+    """A name per row of a tidy frame: the method and its variant; the columns between backbone and seeds."""
+    columns = list(frame.columns)
+    own = columns[columns.index("backbone") + 1 : columns.index("seeds")]
+    found = []
+    for _, row in frame.iterrows():
+        told = [f"{k} {shown(row[k])}" for k in own if not pd.isna(row[k])]
+        found.append(f"{row['method']} ({', '.join(told)})" if told else str(row["method"]))
+    return found
+
+
+def floor(values: Sequence[float]) -> float:
+    """Where to end the axis: the lowest value not farther below the median than four times what the best is above it.
+
+    Example:
+        >>> floor([0.0, -1.0, -2.0, -3.0, -60.0])
+        -3.0
+    """
+    middle = float(np.median(values))
+    return float(min(v for v in values if v >= middle - 4 * max(max(values) - middle, 1.0)))
+
+
+def _curve(axes: Axes, points: np.ndarray, bottom: float, style: dict[str, Any]) -> None:
+    """Rows of x, mean and spread; what lies below the bottom is drawn on it, as a triangle with its value."""
+    x, y, std = points
+    below = y < bottom
+    axes.errorbar(x, np.maximum(y, bottom), np.where(below, np.nan, std), capsize=2, elinewidth=1, **style)
+    for at, value in zip(x[below], y[below], strict=True):
+        axes.plot(at, bottom, "v", markersize=9, markerfacecolor="white", color=style["color"], zorder=3)
+        axes.annotate(f"{value:.0f}", (at, bottom), (6, -3), textcoords="offset points", fontsize=8)
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, beside them."""
+    found = {label: handle for a in axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False)
+
+
+def _panels(count: int, width: float = 6.0) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * count + 2, 4.2), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+@mpl.rc_context(STYLE)
+def against(frame: pd.DataFrame, x: str) -> Figure:
+    """Delta_m against sparsity or size: a line per method, a panel per kept tasks and backbone.
+
+    Args:
+        frame: Tidy, with at least one row that has a Delta_m.
+        x: ``sparsity`` or ``nonzero``; both in logarithms of what is left.
+    """
+    frame = frame.assign(label=labels(frame))
+    # Dense ones last: figures of pruned models alone have the same colours then.
+    order = dict.fromkeys(pd.concat([frame.loc[frame["sparsity"] != 0, "label"], frame["label"]]))
+    styles = {name: _style(i) for i, name in enumerate(order)}
+    frame = frame[frame["delta_m"].notna() & frame[x].notna()]
+    kept = frame.loc[frame["sparsity"] > 0, "tasks"].unique()  # a dense model of other tasks is no panel of its own
+    frame = frame[frame["tasks"].isin(kept)] if len(kept) else frame
+    groups = list(frame.groupby(["tasks", "backbone"], sort=False))
+    figure, panels = _panels(len(groups))
+    for axes, (kind, rows) in zip(panels, groups, strict=True):
+        bottom = floor(rows["delta_m"].tolist())
+        axes.axhline(0, color="0.6", linewidth=1)
+        for name, series in rows.groupby("label", sort=False):
+            ordered = series.sort_values(x)
+            at = 100 * (1 - ordered[x]) if x == "sparsity" else ordered[x] / 1e6
+            points = np.array([at, ordered["delta_m"], ordered["delta_m_std"]], float)
+            _curve(axes, points, bottom, {**styles[str(name)], "label": str(name)})
+        axes.set_xscale("log")
+        ticks = sorted(set((rows["sparsity"] * 200).round() / 200) - {1.0})
+        if x == "sparsity":
+            axes.set_xticks([100 * (1 - t) for t in ticks], [f"{100 * t:g}" for t in ticks])
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
+        axes.invert_xaxis()
+        axes.set_xlabel("sparsity in %" if x == "sparsity" else "non-zero parameters in millions")
+        axes.set_ylabel("Δm in %")
+        tasks, backbone = kind  # type: ignore[misc]
+        axes.set_title(f"{str(tasks).replace('+', ', ')}; {backbone}", fontsize=10)
+    _legend(figure, panels)
+    return figure
+
+
+def _layer_means(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
+    """Sparsity of each layer, over seeds; NaN for a layer that a record does not have."""
+    return np.mean([[r.layer_sparsity.get(n, np.nan) for n in names] for r in records], axis=0)
+
+
+@mpl.rc_context(STYLE)
+def layers(records: Mapping[str, Sequence[Record]], order: Sequence[str] = ()) -> Figure:
+    """Sparsity of each layer in network order, a line per method; the backbone and the heads are shaded apart.
+
+    Args:
+        records: Method to its runs of one network, at least one.
+        order: All methods, for colours that agree with other figures; default those shown.
+    """
+    first = next(iter(records.values()))[0]
+    parts = ["backbone", *first.tasks]
+    names = [n for n in first.layer_sparsity if first.layer_component.get(n) in parts]
+    figure, (axes,) = _panels(1, 9)
+    for method, runs in records.items():
+        style = {**_style(list(order or records).index(method)), "linewidth": 1.2, "markersize": 3}
+        axes.plot(100 * _layer_means(runs, names), label=method, **style)
+    for i, part in enumerate(parts):
+        at = [k for k, n in enumerate(names) if first.layer_component[n] == part]
+        if at:
+            axes.axvspan(min(at) - 0.5, max(at) + 0.5, color="0.93" if i % 2 == 0 else "1.0", zorder=0)
+            axes.text(sum((min(at), max(at))) / 2, 103, part, ha="center", fontsize=9)
+    axes.set(xlabel="layer, in network order", ylabel="sparsity in %", ylim=(0, 102), xlim=(-0.5, len(names) - 0.5))
+    _legend(figure, [axes])
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def watershed(records: Sequence[Record]) -> Figure:
+    """How much the tasks' own masks share, by depth of the layer: a line per pair of tasks and one for all.
+
+    Args:
+        records: Runs of one method, at least one with the tasks' masks compared.
+    """
+    overlaps = [r.mask_overlap for r in records if r.mask_overlap]
+    names = list(overlaps[0])
+    figure, (axes,) = _panels(1, 9)
+    for i, pair in enumerate(dict.fromkeys(p for n in names for p in overlaps[0][n])):
+        values = np.array([[o.get(n, {}).get(pair, np.nan) for n in names] for o in overlaps])
+        style = {"color": "black", "linewidth": 2.4} if pair == "all" else {**_style(i), "markersize": 3}
+        mean = values.mean(0)
+        axes.plot(mean, label="all tasks" if pair == "all" else pair, **style)
+        if len(values) > 1:
+            std = values.std(0, ddof=1)
+            axes.fill_between(range(len(names)), mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="layer shared by the tasks, in network order", ylabel="overlap of the tasks' masks (IoU)")
+    axes.set_ylim(top=1.02)
+    _legend(figure, [axes])
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def recovery(points: pd.DataFrame) -> Figure:
+    """Delta_m over the steps of fine-tuning.
+
+    Args:
+        points: ``panel`` (its title), ``label`` (of a line), ``steps``, ``delta_m``, ``delta_m_std``.
+    """
+    styles = {name: _style(i) for i, name in enumerate(dict.fromkeys(points["label"]))}
+    groups = list(points.groupby("panel", sort=False))
+    figure, panels = _panels(len(groups), 5)
+    bottom = floor(points["delta_m"].tolist())
+    for axes, (title, rows) in zip(panels, groups, strict=True):
+        axes.axhline(0, color="0.6", linewidth=1)
+        for name, series in rows.groupby("label", sort=False):
+            ordered = series.sort_values("steps")[["steps", "delta_m", "delta_m_std"]].to_numpy(float).T
+            _curve(axes, ordered, bottom, {**styles[str(name)], "label": str(name)})
+        axes.set(xlabel="fine-tuning steps", ylabel="Δm in %")
+        axes.set_title(str(title), fontsize=10)
+    _legend(figure, panels)
+    return figure

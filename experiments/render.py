@@ -1,0 +1,252 @@
+"""Render: a grid's tidy frame as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cut.files import write_atomically
+from experiments.grids import Grid
+from experiments.results import Records, collect, is_dense, levels, tidy, union, variants
+from experiments.typeset import Table, Text, latex, markdown
+
+MISSING = "missing"  # a planned run has no record
+NONE = "-"  # the grid plans nothing here
+RULES = {
+    "last": "last epoch",
+    "best_val": "epoch of the lowest validation loss",
+    "best_test": "**legacy protocol: chosen on test**",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column of the tidy frame is shown.
+
+    Attributes:
+        name: In the frame.
+        heading: Over the column.
+        scale: Factor on the number.
+        digits: After the point.
+        higher: Whether more is better; None where nothing is marked as best.
+    """
+
+    name: str
+    heading: str
+    scale: float = 1.0
+    digits: int = 2
+    higher: bool | None = None
+
+
+DELTA = Column("delta_m", "Δm %", higher=True)
+DETAILS = (
+    DELTA,
+    Column("delta_m_vs_longer", "Δm vs longer %"),
+    Column("seg/miou", "seg mIoU % ↑", 100, 2, True),
+    Column("normal/mean", "normals mean ° ↓", 1, 2, False),
+    Column("depth/rel", "depth rel. error ↓", 1, 4, False),
+    Column("edge/l1", "edge L1 ↓", 1, 4, False),
+    Column("params", "params M", 1e-6),
+    Column("nonzero", "non-zero M", 1e-6, 3),
+    Column("macs", "MMACs", 1e-6, 1),
+    Column("bytes", "MB", 1e-6),
+)
+
+
+def best(means: Sequence[float], stds: Sequence[float], higher: bool = True) -> int | None:
+    """Which value is best by more than the spread: its mean ± std does not overlap that of the next best.
+
+    Returns:
+        Its index; None if the spreads overlap or touch, one of the two has none (one seed), or there are fewer than
+        two values.
+
+    Example:
+        >>> best([1.0, 3.0, 2.0], [0.1, 0.4, 0.5]), best([1.0, 3.0, 2.0], [0.1, 0.6, 0.5])
+        (1, None)
+    """
+    sign = 1 if higher else -1
+    order = sorted((i for i, m in enumerate(means) if not math.isnan(m)), key=lambda i: -sign * means[i])
+    if len(order) < 2:
+        return None
+    first, second = order[:2]
+    apart = sign * (means[first] - means[second]) > stds[first] + stds[second]  # False if a std is NaN
+    return first if apart else None
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with fixed digits, "missing" for NaN, never minus zero."""
+    if math.isnan(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def heading(level: float) -> str:
+    """A sparsity level as a column's heading."""
+    if math.isnan(level):
+        return "unknown sparsity"
+    return "dense" if level == 0 else f"{100 * level:g} %"
+
+
+def _kept(grid: Grid, dense: bool) -> list[str]:
+    """The sets of tasks of the rows that prune, or of those that do not."""
+    cells = [row.runs[0] for row in grid.rows if row.runs]
+    return list(dict.fromkeys("+".join(union(run)) for run in cells if all(map(is_dense, run)) == dense))
+
+
+def _identity(grid: Grid, frame: pd.DataFrame) -> list[str]:
+    """The columns that tell rows apart, besides sparsity; tasks only if pruned models differ in them."""
+    tasks = ["tasks"] * (len(_kept(grid, False) or _kept(grid, True)) > 1)
+    return ["method", *tasks, *["backbone"] * (frame["backbone"].nunique() > 1), *variants(grid)]
+
+
+def _label(value: object) -> Text:
+    empty = value is None or (isinstance(value, float) and math.isnan(value))
+    return Text("" if empty else f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _applies(column: Column, tasks: str) -> bool:
+    return "/" not in column.name or column.name.split("/")[0] in tasks.split("+")
+
+
+def _shown(frame: pd.DataFrame, rows: Sequence[int], column: Column) -> dict[int, Text]:
+    """One column of the rows (positions in the frame), the best one bold among rows of the same tasks and backbone."""
+    spread = f"{column.name}_std"
+    nothing = pd.Series(math.nan, index=frame.index)
+    means = (frame.get(column.name, nothing) * column.scale).to_numpy(float)
+    stds = (frame.get(spread, nothing) * column.scale).to_numpy(float)
+    bold: set[int] = set()
+    kinds = list(zip(frame["tasks"], frame["backbone"], strict=True))
+    for kind in {kinds[i] for i in rows}:
+        where = [i for i in rows if kinds[i] == kind]
+        if column.higher is not None:
+            found = best(means[where].tolist(), stds[where].tolist(), column.higher)
+            bold |= set() if found is None else {where[found]}
+    texts = {}
+    for i in rows:
+        text = number(means[i], column.digits)
+        text += "" if math.isnan(stds[i]) else f" ± {number(stds[i], column.digits)}"
+        texts[i] = Text(text if _applies(column, str(frame["tasks"].iloc[i])) else NONE, i in bold)
+    return texts
+
+
+def _seeds(grid: Grid, frame: pd.DataFrame, i: int) -> str:
+    """How many of the planned seeds a row has."""
+    found, planned = int(frame["seeds"].iloc[i]), len(grid.rows[i].runs)
+    return str(found) if found == planned else f"{found} of {planned}"
+
+
+def overview(grid: Grid, frame: pd.DataFrame) -> Table:
+    """Delta_m ± std: a row per method and variant, a column per sparsity level."""
+    of, identity = levels(grid, frame), _identity(grid, frame)
+    shown: dict[int, Text] = {}
+    columns = sorted({x for x in of if not math.isnan(x)}) + [math.nan] * any(math.isnan(x) for x in of)
+    at = [len(columns) - 1 if math.isnan(x) else columns.index(x) for x in of]
+    for c in range(len(columns)):
+        shown |= _shown(frame, [i for i in range(len(frame)) if at[i] == c], DELTA)
+    lines: dict[tuple[object, ...], list[Text]] = {}
+    for i, key in enumerate(frame[identity].astype(object).where(frame[identity].notna(), None).to_numpy().tolist()):
+        text, found = shown[i], int(frame["seeds"].iloc[i])
+        if 0 < found < len(grid.rows[i].runs):
+            text = Text(f"{text.text} ({_seeds(grid, frame, i)} seeds)", text.bold)
+        turn = 0  # rows that nothing but their achieved sparsity tells apart get lines of their own
+        while (line := lines.setdefault((*key, turn), [Text(NONE)] * len(columns)))[at[i]].text != NONE:
+            turn += 1
+        line[at[i]] = text
+    body = [[*map(_label, key[:-1]), *line] for key, line in lines.items()]
+    title = f"{grid.title}: Δm % against the dense model, mean ± standard deviation over seeds"
+    return Table(title, [*identity, *map(heading, columns)], body, len(identity))
+
+
+def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
+    """Metrics and sizes of the rows of one sparsity level (NaN for those whose level is unknown).
+
+    Raises:
+        ValueError: If no row is of this level.
+    """
+    of = levels(grid, frame)
+    rows = [i for i, x in enumerate(of) if abs(x - level) < 0.0025 or (math.isnan(x) and math.isnan(level))]
+    if not rows:
+        raise ValueError(f"grid {grid.name!r} has no row of sparsity {level:g}; it has {sorted(set(of))}")
+    identity = _identity(grid, frame)
+    kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows)]
+    if not grid.longer:
+        kept = [c for c in kept if c.name != "delta_m_vs_longer"]
+    shown = [_shown(frame, rows, c) for c in kept]
+    body = [
+        [*map(_label, frame[identity].iloc[i]), Text(_seeds(grid, frame, i)), *(column[i] for column in shown)]
+        for i in rows
+    ]
+    title = f"{grid.title}: {heading(level)}" + ("" if level == 0 or math.isnan(level) else " sparsity")
+    return Table(title, [*identity, "seeds", *(c.heading for c in kept)], body, len(identity))
+
+
+def caption(grid: Grid, records: Records) -> str:
+    """Selection rule, seeds, missing runs, commits (``+`` where files differed from it) and the grid's note."""
+    runs = [run for row in grid.rows for run in row.runs]
+    missing = sum(any(c.id not in records for c in run) for run in runs)
+    most = max((len(row.runs) for row in grid.rows), default=0)
+    parts = [f"Test set, {RULES[grid.selection]}; {most} seed{'s' * (most != 1)} per row."]
+    kept, all_tasks = _kept(grid, False), [t for t in _kept(grid, True) if t not in _kept(grid, False)]
+    if len(kept) == 1:
+        but = f" (dense also {' and '.join(all_tasks)})" if all_tasks else ""
+        parts.append(f"Tasks {kept[0]}{but}.")
+    if missing:
+        parts.append(f"{missing} of {len(runs)} runs {MISSING}.")
+    commits = sorted({f"{r.commit[:10]}{'+' if r.dirty else ''}" for r in records.values()})
+    if commits:
+        parts.append(f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}.")
+    if most > 1:
+        parts.append("Bold: best by more than its and the next best's standard deviation.")
+    return " ".join([*parts, grid.note]).strip()
+
+
+def tables(grid: Grid, frame: pd.DataFrame) -> list[Table]:
+    """The overview, then one table per sparsity level."""
+    of = levels(grid, frame)
+    order = sorted({x for x in of if not math.isnan(x)}) + [math.nan] * bool(np.isnan(of).any())
+    return [overview(grid, frame), *(details(grid, frame, x) for x in order)]
+
+
+def page(grid: Grid, frame: pd.DataFrame, records: Records) -> str:
+    """All tables of a grid as a Markdown page."""
+    first, *rest = tables(grid, frame)
+    parts = [f"# {grid.title}", f"{first.title.removeprefix(grid.title + ': ')}.", markdown(first)]
+    parts.append(caption(grid, records) + "\n")
+    for table in rest:
+        parts += [f"## {table.title.removeprefix(grid.title + ': ')}", markdown(table)]
+    return "\n\n".join(p.rstrip("\n") for p in parts) + "\n"
+
+
+def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables")) -> list[Path]:
+    """Write ``<grid>.md``, ``.csv`` (the tidy frame) and ``.tex``, each whole or not at all.
+
+    Args:
+        grid: The table.
+        records: Folder of records.
+        out: Folder of tables.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: If a record is damaged or has no epoch that the grid's selection rule could choose.
+        OSError: If a file cannot be written.
+    """
+    found = collect(grid, records)
+    frame = tidy(grid, found)
+    said = caption(grid, found).replace("**", "")
+    contents = {
+        "md": page(grid, frame, found),
+        "csv": frame.round(6).to_csv(index=False),
+        "tex": "\n".join(latex(t, said) for t in tables(grid, frame)),
+    }
+    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomically(path, content)
+    return paths

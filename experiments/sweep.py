@@ -1,0 +1,259 @@
+"""Sweep: run the cells of a grid that have no record.
+
+    python -m experiments.sweep rooms recovery --workers 2
+
+Shows progress and the time left, goes on after a kill, never runs a cell twice (a cell that another sweep is at is left
+to it), and tries the other cells if one fails. Every cell runs in a process of its own, so its peak memory is its own.
+With ``--backend ray`` cells are spread over a Ray cluster that shares this folder (extra ``ray``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cut.files import write_atomically
+from experiments.backends import Backend, Job, Local, Ray
+from experiments.cell import Cell
+from experiments.grids import GRIDS
+
+ROOT = Path(__file__).parent.parent
+POLL = 0.5
+
+
+def record_of(cell: Cell, records: Path) -> Path:
+    """Where a cell's record is, or will be."""
+    return records / f"{cell.id}.json"
+
+
+def done(cell: Cell, records: Path) -> bool:
+    """Whether a cell has a record."""
+    return record_of(cell, records).is_file()
+
+
+def ready(cell: Cell, runs: Path) -> bool:
+    """Whether the dense run that a cell starts from has left its weights."""
+    return cell.start is None or (runs / cell.start.id / "last.ckpt").is_file()
+
+
+def missing(cells: Sequence[Cell], records: Path, runs: Path) -> list[Cell]:
+    """The cells to run: those without a record, and dense ones whose weights another one needs but are not here."""
+    wanted = {c.id: c for c in cells if not done(c, records)}
+    for cell in list(wanted.values()):
+        if cell.start is not None and not ready(cell, runs):
+            wanted[cell.start.id] = cell.start
+    order = {c.id: i for i, c in enumerate([*(c.start for c in cells if c.start is not None), *cells])}
+    return sorted(wanted.values(), key=lambda c: (c.start is not None, order[c.id]))
+
+
+def run_cell(job: Job) -> None:
+    """Run one cell, its output in ``log.txt`` of its folder; called in a worker's process.
+
+    Raises:
+        RuntimeError: If the run failed; the message ends with the last lines of its log.
+    """
+    folder = job.runs / job.cell.id
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        import torch
+
+        from experiments.run import main
+
+        torch.set_num_threads(job.threads)
+        extra = ["--trainer.enable_progress_bar=false", "--export=false"]
+        if job.cell.start is None:
+            extra.append("--snapshots=[0,5]")
+        try:
+            code = main([*job.cell.argv(job.records, job.runs), *extra])
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    if code:
+        raise RuntimeError(f"{job.cell.id} failed ({code}): " + " | ".join(log.read_text().splitlines()[-3:]))
+    if job.cell.start is not None and not job.keep:
+        shutil.rmtree(folder)
+
+
+def lock(cell: Cell, records: Path) -> bool:
+    """Take a cell for this process; False if another living process on this machine has it."""
+    path = records / ".running" / cell.id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        try:
+            with path.open("x") as file:
+                file.write(str(os.getpid()))
+            return True
+        except FileExistsError:
+            owner = path.read_text().strip()
+            if owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists():
+                return False
+            path.unlink(missing_ok=True)  # its owner was killed
+    return False
+
+
+def unlock(cell: Cell, records: Path) -> None:
+    """Let a cell go."""
+    (records / ".running" / cell.id).unlink(missing_ok=True)
+
+
+class Sweep:
+    """The cells that are left, given to a backend as their dense runs finish.
+
+    Args:
+        cells: From a grid.
+        records: Folder of records.
+        runs: Folder of the runs' folders.
+        backend: Where cells run.
+        threads: Threads of each run.
+        keep: Keep the folders of pruned runs (dense ones are kept always: others start from them).
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], records: Path, runs: Path, backend: Backend, threads: int = 1, keep: bool = False
+    ) -> None:
+        self.records, self.runs, self.backend, self.threads, self.keep = records, runs, backend, threads, keep
+        self.waiting = missing(cells, records, runs)
+        self.total = len(self.waiting)
+        self.failed: dict[str, str] = {}
+        self.skipped: list[str] = []
+        self.seconds: list[float] = []
+        self._started: dict[str, float] = {}
+
+    def _startable(self) -> Cell | None:
+        """The next cell that can run now; drops those that cannot run any more."""
+        for cell in list(self.waiting):
+            if cell.start is not None and (cell.start.id in self.failed or cell.start.id in self.skipped):
+                self.waiting.remove(cell)
+                self.failed[cell.id] = f"its dense run {cell.start.id} failed or runs elsewhere"
+            elif done(cell, self.records) and (cell.start is not None or (self.runs / cell.id / "last.ckpt").is_file()):
+                self.waiting.remove(cell)  # another sweep was faster
+            elif ready(cell, self.runs) and (cell.start is None or cell.start.id not in self._started):
+                return cell
+        return None
+
+    def step(self) -> bool:
+        """Start what can start, collect what has ended; False when all is over."""
+        while self.backend.free() and (cell := self._startable()) is not None:
+            self.waiting.remove(cell)
+            if not lock(cell, self.records):
+                self.skipped.append(cell.id)
+                continue
+            self._started[cell.id] = time.perf_counter()
+            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep))
+        for job, error in self.backend.ended():
+            self.seconds.append(time.perf_counter() - self._started.pop(job.cell.id))
+            unlock(job.cell, self.records)
+            if error:
+                self.failed[job.cell.id] = error
+        return bool(self.waiting or self._started)
+
+    def left(self, slots: int) -> float | None:
+        """Seconds left, from the mean of the cells so far; None before the first has ended."""
+        if not self.seconds:
+            return None
+        mean, now = sum(self.seconds) / len(self.seconds), time.perf_counter()
+        running = sum(max(0.0, mean - (now - start)) for start in self._started.values())
+        return (running + mean * len(self.waiting)) / max(1, slots)
+
+    def stop(self) -> None:
+        """End what runs and let its cells go; their checkpoints stay for the next sweep."""
+        self.backend.stop()
+        for name in self._started:
+            (self.records / ".running" / name).unlink(missing_ok=True)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def sweep(work: Sweep, slots: int, console: Console) -> None:
+    """Run until nothing is left, with progress."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left {task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("cells", total=work.total, left="?")
+        shown = -1
+        while work.step():
+            progress.update(bar, completed=len(work.seconds), left=_time(work.left(slots)))
+            if not console.is_terminal and len(work.seconds) != shown:  # a log file gets a line a cell
+                shown = len(work.seconds)
+                console.print(f"{shown}/{work.total} cells, left {_time(work.left(slots))}")
+            time.sleep(POLL)
+        progress.update(bar, completed=len(work.seconds), left="0:00:00")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[0])
+    parser.add_argument("grids", nargs="+", help=f"of {', '.join(GRIDS)}")
+    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/rooms")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at a time (local backend)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each cell")
+    parser.add_argument("--backend", choices=("local", "ray"), default="local")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each cell (ray backend)")
+    parser.add_argument("--only", default="", help="run only cells whose id contains this")
+    parser.add_argument("--keep", action="store_true", help="keep checkpoints and models of pruned runs")
+    parser.add_argument("--list", action="store_true", help="print the cells that would run, and stop")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 if every cell has a record, 1 if some failed, 2 for bad input, 130 if stopped."""
+    args = parse(argv)
+    console = Console()
+    try:
+        unknown = [g for g in args.grids if g not in GRIDS]
+        if unknown:
+            raise ValueError(f"no grid {unknown[0]!r}; allowed: {', '.join(GRIDS)}")
+        if args.workers < 1 or args.threads < 1:
+            raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
+        cells = {c.id: c for name in args.grids for c in GRIDS[name]().cells() if args.only in c.id}
+        if args.list:
+            for cell in missing(list(cells.values()), args.records, args.runs):
+                print(cell.id)
+            return 0
+        backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
+        work = Sweep(list(cells.values()), args.records, args.runs, backend, args.threads, args.keep)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    args.records.mkdir(parents=True, exist_ok=True)
+    console.print(f"{len(cells) - work.total} of {len(cells)} cells have a record; {work.total} to run")
+    try:
+        sweep(work, backend.slots(), console)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        work.stop()
+    for name, error in work.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if work.skipped:
+        print(f"{len(work.skipped)} cells are being run by another sweep", file=sys.stderr)
+    if work.failed:
+        write_atomically(args.runs / "failed.txt", "\n".join(f"{k}: {v}" for k, v in work.failed.items()) + "\n")
+    return 1 if work.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Every method of configs/pruning end to end: from one dense run, in three parts, to its exact budget."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from cut.records import read
+from experiments.cell import CONFIGS
+from experiments.run import run
+from tests.test_configs import line
+
+# Depthwise and grouped convolutions, residual adds, batch norm: what pruning has to cope with, at 0.1 M weights.
+TINY = {"backbone": "test_efficientnet", "weights": None, "output_stride": None, "head": "light", "head_width": 8}
+METHODS = sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml"))
+TASKS = ["seg", "normal", "edge"]
+
+
+def arguments(method, folder, epochs, *more):
+    return [
+        *line("trainer/default", "data/synthetic", "model/mobilenetv2", f"pruning/{method}", "logger/none"),
+        "--data.init_args.num=16",
+        f"--model.init_args.network={json.dumps(TINY)}",
+        f"--trainer.max_epochs={epochs}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--export=false",
+        f"--out={folder / method}",
+        f"--records={folder / 'records'}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    run(arguments("dense", folder, 1, "--snapshots=[0]"))
+    snapshot = folder / "dense/epoch-0.ckpt"
+    snapshot.with_name("epoch-5.ckpt").write_bytes(snapshot.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
+def test_every_method_reaches_its_budget_end_to_end(method, folder):
+    content = yaml.safe_load((CONFIGS / f"pruning/{method}.yaml").read_text())
+    assert content["method"] == method, "a method's file is called by its name"
+    tasks = TASKS[:1] if method == "separate" else TASKS
+    more = [f"--pruning.tasks={json.dumps(tasks)}", "--pruning.batches=2", f"--init={folder / 'dense'}"]
+    if method == "separate":
+        more.append("--pruning.budget.init_args.target=9000")
+    record = read(run(arguments(method, folder, 6, *more)))
+    state = torch.load(folder / method / "last.ckpt", weights_only=True)["state_dict"]
+    assert record.method == method and record.tasks == tasks
+    assert all(math.isfinite(v) for split in record.metrics.values() for v in split.values())
+    assert all(torch.isfinite(v).all() for v in state.values())
+    budget = content["pruning"].get("budget")
+    if budget is None:
+        assert record.sparsity["kept"] == 0
+    elif budget["class_path"].endswith("Sparsity"):
+        assert record.sparsity["kept"] == pytest.approx(0.9, abs=1e-4)
+    if budget is not None:
+        named = {f"network.{n}": s for n, s in record.layer_sparsity.items()}
+        zeros = {n: float((state[n] == 0).float().mean()) for n in named}
+        assert all(zeros[n] >= s - 1e-6 for n, s in named.items()), "what the mask cuts is zero after the training"
