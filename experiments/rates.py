@@ -1,0 +1,71 @@
+"""Rates: choose every method's learning rate on validation, from the records of the grid ``rates``.
+
+    python -m experiments.rates
+
+writes ``configs/recipe/rates.yaml``. A method whose runs are not all there keeps the rate it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from cut.files import write_atomically
+from cut.metrics import delta_m
+from cut.records import Record, read
+from experiments.cell import CONFIGS
+from experiments.grids import GRIDS, Grid, rates
+
+ROOT = Path(__file__).parent.parent
+HEAD = """# Highest learning rate of the recovery for every method: the best of three by Delta_m on validation, at 70 %, seed 1.
+# Written by python -m experiments.rates from the records of the grid "rates".
+"""
+
+
+def on_validation(record: Record, dense: Record) -> float:
+    """Delta_m on validation, in percent, against the dense record on the kept tasks."""
+    reference = {k: v for k, v in dense.metrics["val"].items() if k.split("/")[0] in record.tasks}
+    return delta_m(record.metrics["val"], reference, record.higher_is_better)
+
+
+def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, float]:
+    """Method to the rate with the highest Delta_m on validation; methods with a missing run are left out."""
+    found: dict[str, dict[float, float | None]] = {}
+    for row in grid.rows:
+        cell = row.runs[0][0]
+        record, dense = records.get(cell.id), records.get(cell.start.id) if cell.start else None
+        value = None if record is None or dense is None else on_validation(record, dense)
+        found.setdefault(row.method, {})[float(row.variant["rate"])] = value
+    whole = {m: {r: v for r, v in by_rate.items() if v is not None} for m, by_rate in found.items()}
+    return {m: max(v, key=lambda r: v[r]) for m, v in whole.items() if len(v) == len(found[m])}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the file; 2 for damaged records."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.rates", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
+    parser.add_argument("--out", type=Path, default=CONFIGS / "recipe/rates.yaml")
+    args = parser.parse_args(argv)
+    grid = GRIDS["rates"]()
+    try:
+        ids = {c.id for c in grid.cells()}
+        records = {i: read(args.records / f"{i}.json") for i in ids if (args.records / f"{i}.json").is_file()}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in grid.rows:
+        cell = row.runs[0][0]
+        if cell.id in records and cell.start is not None and cell.start.id in records:
+            value = on_validation(records[cell.id], records[cell.start.id])
+            print(f"{row.method:18} {row.variant['rate']:<8g} {value:+.2f}")
+    chosen = {**rates(), **choose(grid, records)}
+    write_atomically(args.out, HEAD + yaml.safe_dump(chosen, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
