@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cut.allocation import LayerSparsity
 from cut.budget import Budget, Sparsity
-from cut.decomposition import check_tasks
+from cut.decomposition import check_tasks, kept_parameters, owners
 from cut.fusion import FallingVote, Fusion, Vote
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
@@ -46,6 +46,8 @@ class Pruning(Callback):
         silence: Whether dead channels are silenced; off in reference mode.
         rewind: Where the weights go back to after every cut; None leaves them. The optimiser then starts anew.
         regrowth: How the mask moves between cuts at the same sparsity; None leaves it.
+        voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, the dropped tasks too say
+            what the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
     """
 
@@ -62,6 +64,7 @@ class Pruning(Callback):
         rewind: Rewind | None = None,
         regrowth: Regrowth | None = None,
         recalibrate: int = 0,
+        voters: list[str] | None = None,
     ) -> None:
         if not 0 <= floor <= 1:
             raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
@@ -71,6 +74,7 @@ class Pruning(Callback):
             raise ValueError(f"recalibrate {recalibrate}; allowed: 0 (not at all) or a number of batches")
         self.budget, self.tasks = budget, tasks
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
+        self.voters = voters
         self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
         self.schedule = schedule or OneShot()
         self.floor, self.batches, self.silence = floor, batches, silence
@@ -116,6 +120,8 @@ class Pruning(Callback):
                 )
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
+        if self.voters is not None:
+            check_tasks(self.voters, list(module.losses))
         module.select(tasks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,13 +157,17 @@ class Pruning(Callback):
         tasks = check_tasks(self.tasks if self.tasks is not None else list(losses), list(losses))
         start = time.perf_counter()
         batches = self._batches(trainer, pl_module, self.batches, type(self.scorer).__name__)
-        network.select(tasks)
-        self.scores = self.scorer(network, batches, losses, tasks)
+        voters = check_tasks(self.voters if self.voters is not None else tasks, list(losses))
+        network.select(voters)
+        self.scores = self.scorer(network, batches, losses, voters)
         self.score_seconds += time.perf_counter() - start
         target = getattr(self.budget, "target", None)
         fusion = self.fusion.at(fraction * target) if isinstance(self.fusion, FallingVote) else self.fusion
         network.select(list(losses))  # which head belongs to which task is seen with all of them running
         try:
+            if set(voters) - set(tasks):
+                kept = kept_parameters(network, owners(network, batches.first(), losses, list(losses)), tasks)
+                self.scores = {t: {n: s for n, s in per.items() if n in kept} for t, per in self.scores.items()}
             self.mask = make_mask(
                 network,
                 self.scores,

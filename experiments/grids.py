@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, Literal
 
 import yaml
@@ -74,6 +75,7 @@ KEPT = ("seg", "normal", "depth")
 SEEDS = (1, 2, 3)
 RATES = (5e-4, 1.5e-3, 4e-3)
 FIRST_RATE = RATES[1]
+FLOOR = 0.05
 # The methods of table-rooms, in its order.
 METHODS = (
     "dense-longer",
@@ -107,6 +109,16 @@ def dense(seed: int, model: str = "mobilenetv2", **settings: Any) -> Cell:
     """The dense four-task model on Rooms."""
     configs = ("trainer/default", "data/rooms", f"model/{model}", "pruning/dense", "logger/none", "recipe/dense")
     return Cell(configs, {"seed_everything": seed, "data.init_args.seed": seed, **settings})
+
+
+def floor(sparsity: float) -> float:
+    """The benchmark's floor, the same for every method: 5 % of every layer, but at most half of what stays.
+
+    Example:
+        >>> [floor(s) for s in (0.7, 0.9, 0.95, 0.98)]
+        [0.05, 0.05, 0.025, 0.01]
+    """
+    return round(min(FLOOR, (1 - sparsity) / 2), 6)
 
 
 def _following(config: Mapping[str, Any], seed: int, target: float | None, path: str = "pruning") -> dict[str, Any]:
@@ -163,6 +175,8 @@ def pruned(
     }
     if sparsity is not None:
         options["pruning.budget.init_args.target"] = sparsity
+        if floor(sparsity) != FLOOR:
+            options["pruning.floor"] = floor(sparsity)
     options |= _following(plain.config.get("pruning", {}), seed, sparsity)
     return Cell(configs, {**options, **(settings or {})}, start)
 
@@ -178,6 +192,7 @@ def rate_grid() -> Grid:
     rows = [
         Row(m, ((pruned(m, None if m == "dense-longer" else 0.7, 1, rate=rate),),), {"rate": rate})
         for m in METHODS
+        if m != "cut-plus"
         for rate in RATES
     ]
     return Grid("rates", "Learning rates", tuple(rows), _longer([1]), note="Seed 1; chosen by Delta_m on validation.")
@@ -196,4 +211,181 @@ def rooms_grid() -> Grid:
     return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), _longer(SEEDS))
 
 
-GRIDS: dict[str, Callable[[], Grid]] = {"rates": rate_grid, "rooms": rooms_grid}
+# What was tried for cut-plus, one change at a time on CUT: a config, and options on top.
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "nothing": ("cut", {}),
+    "no floor": ("cut", {"pruning.floor": 0.0}),
+    "floor 1 %": ("cut", {"pruning.floor": 0.01}),
+    "floor 4 %": ("cut", {"pruning.floor": 0.04}),
+    "learning rate 8e-3": ("cut", {"model.init_args.optimizer.init_args.lr": 8e-3}),
+    "learning rate 4e-3": ("cut", {"model.init_args.optimizer.init_args.lr": 4e-3}),
+    "learning rate 5e-4": ("cut", {"model.init_args.optimizer.init_args.lr": 5e-4}),
+    "cosine schedule": ("cut", {"model.init_args.schedule": "cosine"}),
+    "gradual": ("cut-gradual", {}),
+    "iterative": ("cut-iterative", {}),
+    "distillation": ("cut-distilled", {}),
+    "batch norm recalibrated": ("cut-recalibrated", {}),
+    "squared scores": ("cut-squared", {}),
+    "normalised by layer": ("cut-per-layer", {}),
+    "falling vote share": ("cut-falling", {}),
+    "union": ("disparse", {}),
+    "2 scoring batches": ("cut", {"pruning.batches": 2}),
+    "50 scoring batches": ("cut", {"pruning.batches": 50}),
+    "small towers": ("cut-towers", {}),
+}
+
+
+def changes_grid() -> Grid:
+    """One change at a time on CUT at 95 %, seed 1: what ``cut-plus`` is made of."""
+    rows = [
+        Row("cut", ((pruned(method, 0.95, 1, rate=FIRST_RATE, settings=options),),), {"change": change})
+        for change, (method, options) in CHANGES.items()
+    ]
+    return Grid("changes", "One change at a time on CUT", tuple(rows), _longer([1]), note="Seed 1, 95 %.")
+
+
+RECOVERING = ("magnitude", "snip", "disparse", "cut", "cut-plus")
+STEPS = (0, 25, 100, 200, 800)
+PART = 25  # steps of one of the recipe's parts
+LOW_RATE = 5e-5
+
+
+def recovery_grid() -> Grid:
+    """How much is the score, and how much the recipe: steps, floor and learning rate."""
+    rows = []
+    for sparsity in (0.9, 0.95):
+        for method in RECOVERING:
+            for floor in (0.05, 0.0):
+                for steps in STEPS:
+                    for rate in ("tuned", "low") if steps else ("none",):
+                        seeds = SEEDS if steps == 200 else SEEDS[:1]
+                        runs = tuple((_recovering(method, sparsity, s, steps, kept, rate == "low"),) for s in seeds)
+                        rows.append(Row(method, runs, {"floor": kept, "rate": rate, "steps": steps}))
+    return Grid("recovery", "The score and the recipe", tuple(rows), note=f"low = {LOW_RATE:g}, constant.")
+
+
+def _recovering(method: str, sparsity: float, seed: int, steps: int, kept: float, low: bool) -> Cell:
+    """One cell of the recovery grid; the recipe's own settings are left out, so that cells are shared with others."""
+    settings: dict[str, Any] = {}
+    if kept == 0:
+        settings["pruning.floor"] = 0.0
+    if steps != 200:
+        settings |= {"trainer.max_epochs": steps // PART, "trainer.check_val_every_n_epoch": max(1, steps // PART)}
+        if steps < 200:  # a schedule of several cuts does not fit
+            settings["pruning.schedule"] = {"class_path": "cut.schedules.OneShot"}
+    if low:
+        settings |= {"model.init_args.schedule": "constant", "model.init_args.warmup": 0.0}
+    return pruned(method, sparsity, seed, rate=LOW_RATE if low else None, settings=settings)
+
+
+OTHERS = (
+    "random-erk",
+    "magnitude-uniform",
+    "snip-init",
+    "taylor-per-task",
+    "fisher",
+    "fisher-per-task",
+    "lth-early",
+    "disparse-pt-gradient",
+    "disparse-dynamic",
+    "rigl",
+    "adapmtl",
+    "scratch",
+    "cut-intersection",
+    "cut-mean",
+    "cut-max",
+    "cut-weighted",
+    "cut-falling",
+    "cut-squared",
+    "cut-per-layer",
+    "cut-gradual",
+    "cut-iterative",
+    "cut-recalibrated",
+    "cut-distilled",
+    "cut-towers",
+)
+# Conv and Linear weights of the benchmark's MobileNetV2: the backbone, and the head of each task.
+BACKBONE_WEIGHTS, HEAD_WEIGHTS = 1_780_160, {"seg": 39_584, "normal": 38_816, "depth": 38_688}
+
+
+def separate(sparsity: float, seed: int) -> tuple[Cell, ...]:
+    """Single-task models that together have as many weights as one joint model at a sparsity, in equal parts."""
+    whole = BACKBONE_WEIGHTS + sum(HEAD_WEIGHTS[t] for t in KEPT)
+    each = (whole - round(sparsity * whole)) // len(KEPT)
+    settings = {"pruning.budget.init_args.target": each}
+    return tuple(pruned("separate", None, seed, [t], settings=settings) for t in KEPT)
+
+
+def methods_grid() -> Grid:
+    """Every other method at 70 and 90 %, seed 1."""
+    rows = []
+    for sparsity in (0.7, 0.9):
+        rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in OTHERS]
+        rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
+        rows.append(Row("separate", (separate(sparsity, 1),)))
+    rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE),),)))
+    return Grid("methods", "Every other method", tuple(rows), _longer([1]), note="joint is snip's run.")
+
+
+# The reference's rule has neither floor nor silencing; its keep ratio is the one of its 90 %.
+REFERENCE = {"pruning.floor": 0.0, "pruning.budget.init_args.ratio": 0.08}
+FIVE = ("seg", "normal", "depth", "edge", "keypoint")
+RULES: dict[str, dict[str, Any]] = {
+    "1 of 5 (union)": {"class_path": "cut.fusion.Vote", "init_args": {"share": 0.0}},
+    "2 of 5": {"class_path": "cut.fusion.Vote", "init_args": {"share": 0.4}},
+    "3 of 5 (half, majority)": {"class_path": "cut.fusion.Vote", "init_args": {"share": 0.5}},
+    "4 of 5": {"class_path": "cut.fusion.Vote", "init_args": {"share": 0.8}},
+    "5 of 5 (intersection)": {"class_path": "cut.fusion.Vote", "init_args": {"share": 1.0}},
+    "mean": {"class_path": "cut.fusion.Mean"},
+    "max": {"class_path": "cut.fusion.Max"},
+    "weighted sum": {
+        "class_path": "cut.fusion.Weighted",
+        "init_args": {"weights": {"seg": 1.0, "normal": 3.0, "depth": 1.0, "edge": 5.0, "keypoint": 5.0}},
+    },
+}
+
+
+def fusion_grid() -> Grid:
+    """Fusion rules on five dense tasks, with and without a floor."""
+    start = dense(1, **{"data.init_args.tasks": list(FIVE)})
+    rows = []
+    for sparsity in (0.9, 0.95):
+        for kept in (floor(sparsity), 0.0):
+            for rule, fusion in RULES.items():
+                settings = {"data.init_args.tasks": list(FIVE), "pruning.fusion": fusion}
+                if kept == 0:
+                    settings["pruning.floor"] = 0.0
+                cell = pruned("cut", sparsity, 1, FIVE, start, settings=settings)
+                rows.append(Row("cut", ((cell,),), {"rule": rule, "floor": kept}))
+    return Grid("fusion", "How tasks agree", tuple(rows), note="Five dense tasks, seed 1.")
+
+
+FOUR = ("seg", "normal", "depth", "edge")
+
+
+def subsets() -> list[tuple[str, ...]]:
+    """Every subset of the four tasks but the empty one, small ones first."""
+    return [s for n in range(1, len(FOUR) + 1) for s in combinations(FOUR, n)]
+
+
+def subsets_grid() -> Grid:
+    """Every subset of the tasks at 90 %: scored by the kept tasks, or by all with heads dropped afterwards."""
+    rows = []
+    for tasks in subsets():
+        for voters in ("kept tasks", "all tasks"):
+            if voters == "all tasks" and len(tasks) == len(FOUR):
+                continue
+            settings = {"pruning.voters": list(FOUR)} if voters == "all tasks" else {}
+            rows.append(Row("cut", ((pruned("cut", 0.9, 1, tasks, settings=settings),),), {"scored": voters}))
+    return Grid("subsets", "Every subset of the tasks", tuple(rows), note="CUT at 90 %, seed 1.")
+
+
+GRIDS: dict[str, Callable[[], Grid]] = {
+    "rates": rate_grid,
+    "changes": changes_grid,
+    "rooms": rooms_grid,
+    "recovery": recovery_grid,
+    "methods": methods_grid,
+    "fusion": fusion_grid,
+    "subsets": subsets_grid,
+}

@@ -317,6 +317,9 @@ def run(argv: Sequence[str]) -> Path:
             raise KeyboardInterrupt
     else:
         model.select(kept)
+        if pruning.budget is not None:  # a cut without any recovery
+            trainer.validate(model, datamodule=data, verbose=False)  # gives the trainer its data
+            pruning.prune(trainer, model)
     record.metrics = _evaluate(trainer, model, data, history)
     if trainer.global_rank:
         return path
