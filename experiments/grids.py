@@ -73,7 +73,7 @@ class Grid:
 
 KEPT = ("seg", "normal", "depth")
 SEEDS = (1, 2, 3)
-RATES = (5e-4, 1.5e-3, 4e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 FIRST_RATE = RATES[1]
 FLOOR = 0.05
 # The methods of table-rooms, in its order.
@@ -217,9 +217,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "no floor": ("cut", {"pruning.floor": 0.0}),
     "floor 1 %": ("cut", {"pruning.floor": 0.01}),
     "floor 4 %": ("cut", {"pruning.floor": 0.04}),
-    "learning rate 8e-3": ("cut", {"model.init_args.optimizer.init_args.lr": 8e-3}),
-    "learning rate 4e-3": ("cut", {"model.init_args.optimizer.init_args.lr": 4e-3}),
-    "learning rate 5e-4": ("cut", {"model.init_args.optimizer.init_args.lr": 5e-4}),
+    "learning rate 3e-3": ("cut", {"model.init_args.optimizer.init_args.lr": 3e-3}),
+    "learning rate 3e-4": ("cut", {"model.init_args.optimizer.init_args.lr": 3e-4}),
     "cosine schedule": ("cut", {"model.init_args.schedule": "cosine"}),
     "gradual": ("cut-gradual", {}),
     "iterative": ("cut-iterative", {}),
@@ -255,7 +254,7 @@ def recovery_grid() -> Grid:
     rows = []
     for sparsity in (0.9, 0.95):
         for method in RECOVERING:
-            for floor in (0.05, 0.0):
+            for kept in (floor(sparsity), 0.0):
                 for steps in STEPS:
                     for rate in ("tuned", "low") if steps else ("none",):
                         seeds = SEEDS if steps == 200 else SEEDS[:1]
