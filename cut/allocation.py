@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from cut.budget import Size, scored_units
-from cut.fusion import Fusion
+from cut.fusion import Fusion, Ranking
 from cut.scores import Scores
 from cut.selection import Mask, best_per_layer
 
@@ -19,8 +19,8 @@ Rule = Literal["uniform", "erk"]
 def densities(shapes: Mapping[str, tuple[int, ...]], rule: Rule) -> dict[str, float]:
     """Each layer's share of kept units up to one common factor.
 
-    ``uniform``: all layers alike. ``erk`` (Erdos-Renyi kernel, arXiv 1911.11134): the sum of a weight's sides over their
-    product, so that small layers stay denser.
+    ``uniform``: all layers alike. ``erk`` (Erdos-Renyi kernel, arXiv 1911.11134): the sum of a weight's sides over
+    their product, so that small layers stay denser.
 
     Example:
         >>> densities({"a": (2, 2, 1, 1), "b": (8, 8, 1, 1)}, "erk")
@@ -32,7 +32,11 @@ def densities(shapes: Mapping[str, tuple[int, ...]], rule: Rule) -> dict[str, fl
 
 
 def allocate(
-    sizes: Mapping[str, int], density: Mapping[str, float], count: int, least: Mapping[str, int], most: Mapping[str, int]
+    sizes: Mapping[str, int],
+    density: Mapping[str, float],
+    count: int,
+    least: Mapping[str, int],
+    most: Mapping[str, int],
 ) -> dict[str, int]:
     """How many units each layer keeps: proportional to its density, within bounds, ``count`` in all.
 
@@ -110,7 +114,11 @@ class LayerSparsity:
             ValueError: If the floor keeps more, or fewer weights have a score than must go.
         """
         front, cut = front or {}, cut or {}
-        ordered = {t: {n: _ordered(s, front.get(n), cut.get(n)) for n, s in per.items()} for t, per in scores.items()}
+        # Ordered after fusion: a fusion that adds scores up must not see the marks of floor and cut.
+        ranking = fusion(scores)
+        ordered = {
+            t: {n: _ordered(s, front.get(n), cut.get(n)) for n, s in per.items()} for t, per in ranking.scores.items()
+        }
         shapes = {n: s for per in scores.values() for n, s in per.items()}
         sizes = {n: s.numel() for n, s in shapes.items()}
         least = {n: int((front[n] & ~cut[n] if n in cut else front[n]).sum()) if n in front else 0 for n in sizes}
@@ -121,7 +129,7 @@ class LayerSparsity:
             counts = allocate(sizes, density, kept, least, most)
         except ValueError as error:
             raise ValueError(f"sparsity {self.target}: {error}; raise the budget or lower the floor") from error
-        return best_per_layer(fusion(ordered), counts)
+        return best_per_layer(Ranking(ordered, ranking.share), counts)
 
 
 def _ordered(score: torch.Tensor, front: torch.Tensor | None, cut: torch.Tensor | None) -> torch.Tensor:

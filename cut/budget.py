@@ -216,7 +216,9 @@ class Weights:
         scored = scored_units(scores)
         zeros = max(0, size.prunable - self.target)
         if zeros > scored:
-            raise ValueError(f"a budget of {self.target} weights is out of reach: {size.prunable - scored} are never cut")
+            raise ValueError(
+                f"a budget of {self.target} weights is out of reach: {size.prunable - scored} are never cut"
+            )
         kept = scored - round(fraction * zeros)
         return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} weights")
 

@@ -94,12 +94,12 @@ def percentiles(scores: Scores) -> dict[str, Tensor]:
 
 
 def normalised(scores: Scores) -> Scores:
-    """One task's scores divided by their sum (all zero if the sum is zero)."""
-    total = sum(float(s.double().sum()) for s in scores.values())
-    return {
-        n: (s.double() / total if total else torch.zeros_like(s, dtype=torch.float64)).float()
-        for n, s in scores.items()
-    }
+    """One task's scores divided by their sum.
+
+    A score below zero marks a unit that is cut already; it is not counted and stays below zero.
+    """
+    total = sum(float(s.double().clamp_min(0).sum()) for s in scores.values()) or 1.0
+    return {n: (s.double() / total).float() for n, s in scores.items()}
 
 
 class Fusion(Protocol):

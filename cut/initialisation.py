@@ -32,7 +32,7 @@ def reinitialise(model: nn.Module, seed: int = 0, draw: Draw = "default") -> Non
     # Drawn on the CPU, so that devices agree.
     where = {n: p.device for n, p in [*model.named_parameters(), *model.named_buffers()]}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, whose state is not put back
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             own = [p for p in module.parameters(recurse=False)] + [b for b in module.buffers(recurse=False)]

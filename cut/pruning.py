@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -17,6 +18,7 @@ from cut.decomposition import check_tasks, kept_parameters, owners
 from cut.fusion import FallingVote, Fusion, Vote
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
+from cut.reconstruction import reconstruct
 from cut.regrowth import Regrowth
 from cut.rewinding import Rewind
 from cut.schedules import OneShot, Schedule
@@ -46,6 +48,8 @@ class Pruning(Callback):
         silence: Whether dead channels are silenced; off in reference mode.
         rewind: Where the weights go back to after every cut; None leaves them. The optimiser then starts anew.
         regrowth: How the mask moves between cuts at the same sparsity; None leaves it.
+        reconstruct: Number of scoring batches on which the weights that stay are fitted to give every layer's output of
+            before the cut (:mod:`cut.reconstruction`).
         voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, the dropped tasks too say
             what the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
@@ -65,16 +69,18 @@ class Pruning(Callback):
         regrowth: Regrowth | None = None,
         recalibrate: int = 0,
         voters: list[str] | None = None,
+        reconstruct: int = 0,
     ) -> None:
         if not 0 <= floor <= 1:
             raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
         if batches < 1:
             raise ValueError(f"batches {batches}; allowed: at least 1 scoring batch")
-        if recalibrate < 0:
-            raise ValueError(f"recalibrate {recalibrate}; allowed: 0 (not at all) or a number of batches")
+        for name, count in (("recalibrate", recalibrate), ("reconstruct", reconstruct)):
+            if count < 0:
+                raise ValueError(f"{name} {count}; allowed: 0 (not at all) or a number of batches")
         self.budget, self.tasks = budget, tasks
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
-        self.voters = voters
+        self.voters, self.reconstruct = voters, reconstruct
         self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
         self.schedule = schedule or OneShot()
         self.floor, self.batches, self.silence = floor, batches, silence
@@ -198,7 +204,13 @@ class Pruning(Callback):
             self.rewind(module.network)
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
+        before = copy.deepcopy(module.network) if self.reconstruct else None
         self._apply(pl_module)
+        if before is not None:
+            start = time.perf_counter()
+            batches = self._batches(trainer, pl_module, self.reconstruct, "fitting")
+            reconstruct(module.network, before, self.mask, batches)
+            self.score_seconds += time.perf_counter() - start
         if self.recalibrate:
             recalibrate(module.network, self._batches(trainer, pl_module, self.recalibrate, "batch norm"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,10 @@ def recalibrate(network: nn.Module, batches: Iterable[Any], inputs: Inputs | Non
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
+    given = iter(batches)
+    first = next(given, None)
+    if first is None:
+        raise ValueError("no batches to measure batch norm's statistics on")
     modes = {m: m.training for m in network.modules()}
     momenta = [m.momentum for m in norms]
     network.eval()  # dropout stays off: only norms see their batch
@@ -35,13 +40,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Any], inputs: Inputs | Non
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative average
             norm.train()
-        count = 0
         with torch.no_grad():
-            for batch in batches:
+            for batch in itertools.chain([first], given):
                 forward(network, batch, inputs)
-                count += 1
-        if not count:
-            raise ValueError("no batches to measure batch norm's statistics on")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

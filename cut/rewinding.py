@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +24,8 @@ class Checkpoint:
     """Back to a snapshot of the dense training.
 
     Args:
-        path: A checkpoint with a ``state_dict``, as ``python -m experiments.run --snapshots=[0]`` writes; ``epoch-0.ckpt``
-            is the initialisation.
+        path: A checkpoint with a ``state_dict``, as ``python -m experiments.run --snapshots=[0]`` writes;
+            ``epoch-0.ckpt`` is the initialisation.
         folder: Where a relative path starts; None = the working directory.
     """
 
@@ -35,12 +36,15 @@ class Checkpoint:
         """Load the snapshot's weights and running statistics.
 
         Raises:
-            ValueError: If there is no such file, or it is of another network.
+            ValueError: If there is no such file, it is no checkpoint, or it is of another network.
         """
         path = Path(self.folder or ".") / self.path
         if not path.is_file():
             raise ValueError(f"no snapshot {path} to rewind to: the dense run keeps it with --snapshots")
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} is no checkpoint with a state_dict: {error}") from error
         mine = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
         try:
             network.load_state_dict(mine)

@@ -38,7 +38,7 @@ class Scorer(Protocol):
 def _accumulate(
     total: Scores, grads: Mapping[str, Tensor], weights: Mapping[str, Tensor], how: Accumulate, power: int
 ) -> None:
-    """Add ``|gradient x weight^power|``, its square or the signed product in float32, re-using the gradients' memory."""
+    """Add ``|gradient x weight^power|``, its square or the signed product in float32, in the gradients' memory."""
     with torch.no_grad():
         for name, grad in grads.items():
             for _ in range(power):
@@ -49,6 +49,16 @@ def _accumulate(
                 total[name].add_(worth)
             else:
                 total[name] = worth
+
+
+def _check(mode: str, accumulate: str, power: int) -> None:
+    """Refuse choices that :func:`sensitivity` does not have."""
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode {mode!r}; allowed: 'eval', 'train'")
+    if accumulate not in get_args(Accumulate):
+        raise ValueError(f"accumulate {accumulate!r}; allowed: {', '.join(map(repr, get_args(Accumulate)))}")
+    if power not in (0, 1, 2):
+        raise ValueError(f"power {power} of the weight; allowed: 0, 1, 2")
 
 
 def _sum_over_ranks(scores: dict[str, Scores]) -> dict[str, Scores]:
@@ -107,8 +117,9 @@ def sensitivity(
         Task to parameter name to float32 scores of the parameter's shape.
 
     Raises:
-        ValueError: For a bad task selection, no batches, or a loss that is not finite (names task and batch).
+        ValueError: For a bad choice or task selection, no batches, or a loss that is not finite (names task and batch).
     """
+    _check(mode, accumulate, power)
     tasks = check_tasks(tasks, losses)
     weights = prunable(model)
     # What is differentiated: each task's loss, or one weighted sum of them.
@@ -167,12 +178,7 @@ class Sensitivity:
         power: int = 1,
         joint: dict[str, float] | None = None,
     ) -> None:
-        if mode not in ("eval", "train"):
-            raise ValueError(f"mode {mode!r}; allowed: 'eval', 'train'")
-        if accumulate not in get_args(Accumulate):
-            raise ValueError(f"accumulate {accumulate!r}; allowed: {', '.join(map(repr, get_args(Accumulate)))}")
-        if power not in (0, 1, 2):
-            raise ValueError(f"power {power} of the weight; allowed: 0, 1, 2")
+        _check(mode, accumulate, power)
         self.mode: Literal["eval", "train"] = mode
         self.accumulate, self.power, self.joint = accumulate, power, joint
 

@@ -1,4 +1,4 @@
-"""Soft thresholds learnt for each component, and task weights that follow the pruning, after AdapMTL (arXiv 2408.03913).
+"""Soft thresholds learnt for each component, and task weights that follow pruning, after AdapMTL (arXiv 2408.03913).
 
 Known of the method is its idea: a learnable soft threshold for the backbone and for each head, trained together with
 the weights, and task losses re-weighted by how robust each task is to pruning. Its own thresholds need hand tuning to
@@ -8,6 +8,7 @@ schedule exactly and what is learnt is how components share it. These choices ar
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,26 +78,31 @@ class SoftThreshold(Callback):
         self._weights = {n: w for n, w in prunable(module.network).items() if n in self._of}
         if not self.thresholds:
             self.thresholds = dict.fromkeys(self._of.values(), 1e-3)
+        module.factors = self._factors()  # a checkpoint's, when training goes on
 
     def _running(self, trainer: Trainer) -> bool:
         return trainer.current_epoch < self.epochs
 
     def _wanted(self, trainer: Trainer) -> float:
         """The sparsity that the schedule asks for now."""
-        steps: Any = trainer.num_training_batches
-        progress = min(1.0, 2 * (trainer.global_step + 1) / max(1, int(steps) * self.epochs))
+        batches: Any = trainer.num_training_batches
+        steps = math.ceil(int(batches) / trainer.accumulate_grad_batches)
+        progress = min(1.0, 2 * (trainer.global_step + 1) / max(1, steps * self.epochs))
         assert self.target is not None
         return self.target * (1 - (1 - progress) ** 3)
 
     def _scale(self, wanted: float) -> None:
         """Multiply all thresholds by the factor that gives the wanted sparsity over all components."""
         ratio = torch.cat([w.detach().abs().flatten() / self.thresholds[self._of[n]] for n, w in self._weights.items()])
-        factor = float(ratio.kthvalue(max(1, round(wanted * len(ratio)))).values)
+        last = ratio.kthvalue(max(1, round(wanted * len(ratio)))).values
+        above = ratio[ratio > last]
+        # Half way to the next weight, so that rounding leaves the last one not just above zero.
+        factor = float((last + above.min()) / 2 if len(above) else last)
         self.thresholds = {c: max(t * factor, 1e-12) for c, t in self.thresholds.items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put thresholded weights in the place of the true ones for forward and backward."""
-        if not self._running(trainer):
+        if not self._running(trainer) or self._true:  # weights stay thresholded while gradients of batches add up
             return
         self._scale(self._wanted(trainer))
         with torch.no_grad():
@@ -134,15 +140,20 @@ class SoftThreshold(Callback):
         module: Any = pl_module
         for task, loss in module.latest.items():
             self._follow(task, float(loss))
-        if self.adapt and self.baseline:
-            rise = {t: (self.smoothed[t] / max(self.baseline[t], 1e-9)) ** self.adapt for t in self.baseline}
-            mean = sum(rise.values()) / len(rise)
-            module.factors = {t: r / mean for t, r in rise.items()}
+        module.factors = self._factors()
         steps: Any = trainer.num_training_batches
         if trainer.current_epoch == self.epochs - 1 and batch_idx + 1 == int(steps):
             with torch.no_grad():
                 for name, weight in self._weights.items():
                     weight.copy_(_soft(weight, self.thresholds[self._of[name]]))
+
+    def _factors(self) -> dict[str, float]:
+        """Factors on the tasks' loss weights, of mean 1: larger where the loss has risen more."""
+        if not self.adapt or not self.baseline:
+            return {}
+        rise = {t: (self.smoothed[t] / max(self.baseline[t], 1e-9)) ** self.adapt for t in self.baseline}
+        mean = sum(rise.values()) / len(rise)
+        return {t: r / mean for t, r in rise.items()}
 
     def _follow(self, task: str, loss: float) -> None:
         """Exponential average; the first loss, of the nearly unpruned model, is the baseline."""

@@ -37,11 +37,14 @@ def _linear(model: nn.Module) -> nn.Module:
 def _scale(norm: nn.Module) -> Any:
     """A norm's scale alone: no statistics, no shift, no activation."""
 
+    # timm's layer norms of maps are torch's by class, but have their channels second.
+    last = isinstance(norm, nn.LayerNorm) and "2d" not in type(norm).__name__
+
     def scaled(x: Tensor) -> Tensor:
         weight: Any = norm.weight
         if weight is None:
             return x
-        return x * (weight if isinstance(norm, nn.LayerNorm) else weight.view(1, -1, *[1] * (x.dim() - 2)))
+        return x * (weight if last else weight.view(1, -1, *[1] * (x.dim() - 2)))
 
     return scaled
 
@@ -141,6 +144,4 @@ def _flow(
         raise ValueError("the flow through the network is not finite: SynFlow does not fit it")
     names = list(used) or list(weights)
     grads = torch.autograd.grad(total, [weights[n] for n in names], allow_unused=True)
-    return {
-        n: (g * weights[n].detach()).abs() for n, g in zip(names, grads, strict=True) if g is not None
-    }
+    return {n: (g * weights[n].detach()).abs() for n, g in zip(names, grads, strict=True) if g is not None}

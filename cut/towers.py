@@ -51,7 +51,7 @@ class SmallTowers(Callback):
         network = self._module.network
         channels = network.channels[-1]
         with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay what they are
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             towers: dict[str, nn.Module] = {
                 t: nn.Linear(channels, network.outputs[t])
                 if t in network.image_level
@@ -63,7 +63,7 @@ class SmallTowers(Callback):
         if self._restored:
             self.towers.load_state_dict(self._restored["towers"])
             self._optimizer.load_state_dict(self._restored["optimizer"])
-        self._handle = network.backbone.register_forward_hook(self._keep)
+        self._handle = network.backbone.register_forward_hook(self._keeper())
         self._module.extras.append(self.loss)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,8 +80,13 @@ class SmallTowers(Callback):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._features = output[-1] if isinstance(output, (list, tuple)) else output
+    def _keeper(self) -> Any:
+        """A hook that remembers the deepest map; a function, since a copy of the network would copy a method's owner."""
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._features = output[-1] if isinstance(output, (list, tuple)) else output
+
+        return keep
 
     def loss(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
         """The towers' weighted losses of one batch; the network's forward has just run."""

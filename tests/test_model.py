@@ -109,7 +109,7 @@ def test_a_checkpoint_knows_its_network_but_no_tasks(data, tmp_path):
     run.fit(model, data)
     run.save_checkpoint(tmp_path / "m.ckpt")
     saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["hyper_parameters"]
-    assert set(saved) == {"network", "schedule", "warmup", "interval", "families"}
+    assert set(saved) == {"network", "schedule", "warmup", "interval", "families", "channels_last"}
     again = MultiTaskModel.load_from_checkpoint(tmp_path / "m.ckpt", tasks=data.tasks, weights_only=True)
     assert again.network.config == NetworkConfig("vit_tiny_patch16_224", head_width=8, img_size=(32, 32))
     assert again.schedule == "cosine"
@@ -213,3 +213,98 @@ def test_bfloat16_through_the_trainer(model, data, tmp_path):
 def test_bad_choices_are_refused(data, make, message):
     with pytest.raises(ValueError, match=message):
         make(data)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
+def test_channels_last_gives_the_same_outputs_and_leaves_the_weights(data, backbone):
+    config = NetworkConfig(backbone, head_width=8, img_size=(32, 32) if "vit" in backbone else None, resize="patch")
+    models = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        models.append(MultiTaskModel(data.tasks, config, channels_last=channels_last).eval())
+    plain, fast = models
+    image, seen = data.score_batches(1)[0]["image"], []
+    fast.network.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    for (task, a), b in zip(plain(image).items(), fast(image).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=task)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+    assert all(p.is_contiguous() for p in fast.network.parameters())
+
+
+def test_channels_last_training_is_the_same_but_for_rounding(data, tmp_path):
+    ends = []
+    for channels_last in (False, True):
+        pl.seed_everything(0, verbose=False)
+        model = MultiTaskModel(
+            data.tasks, SMALL, lambda p: torch.optim.SGD(p, lr=0.01), "constant", 0.0, channels_last=channels_last
+        )
+        trainer(tmp_path, limit_val_batches=0).fit(model, data)
+        assert all(p.is_contiguous() for p in model.network.parameters())
+        assert model.hparams["channels_last"] == channels_last
+        ends.append(model.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluating_outside_the_trainer_gives_what_it_would_log(model, tmp_path, split):
+    data = Synthetic(("seg", "normal", "depth", "scene"), size=(32, 32), num=52, batch_size=8)  # 13 = 8 + 5
+    model.select(["seg", "depth", "scene"])
+    run = trainer(tmp_path)
+    (expected,) = (run.validate if split == "val" else run.test)(model, data, verbose=False)
+    loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+    assert [len(b["image"]) for b in loader] == [8, 5]
+    model.train()
+    for _ in range(2):  # nothing of the first time is left in the second
+        found = model.evaluate(loader, split)
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert {f"{split}/seg/miou", f"{split}/scene/loss", f"{split}/loss"} <= set(found)
+    assert not any("normal" in k for k in found)
+    assert model.training and not any(p.grad is not None for p in model.parameters())
+
+
+def test_evaluating_in_the_middle_of_training_does_not_change_it(data, tmp_path):
+    class Evaluate(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pl_module.evaluate(data.score_batches(1), "test")
+
+    ends = []
+    for callbacks in ([], [Evaluate()]):
+        pl.seed_everything(0, verbose=False)
+        model = MultiTaskModel(data.tasks, NetworkConfig("test_resnet", head_width=8, dropout=0.3))
+        trainer(tmp_path, callbacks=callbacks).fit(model, data)
+        ends.append(model.state_dict())
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+
+
+def test_extras_and_factors_are_part_of_the_training_loss_only(model, data):
+    model.eval()
+    logged = {}
+    model.log = lambda name, value, **k: logged.update({name: float(value)})
+    model.log_dict = lambda values, **k: logged.update({n: float(v.detach()) for n, v in values.items()})
+    batch = data.score_batches(1)[0]
+    outputs = model(batch["image"])
+    losses = {t.name: t.loss(outputs[t.name], batch).detach() for t in data.tasks}
+    plain = model.evaluate([batch], "val")
+    model.factors = {"seg": 3.0, "scene": 0.0}  # those without an entry count with 1
+    seen = []
+
+    def extra(given, found):
+        seen.append((given, set(found)))
+        return found["depth"].mean() * 0 + 10.0
+
+    model.extras += [extra, lambda given, found: found["seg"].square().mean()]
+    total = model.training_step(batch, 0)
+    weights = {t.name: t.weight for t in data.tasks}
+    factors = {"seg": 3.0, "normal": 1.0, "depth": 1.0, "scene": 0.0}
+    expected = sum(factors[t] * weights[t] * losses[t] for t in losses) + 10.0 + outputs["seg"].square().mean()
+    torch.testing.assert_close(total.detach(), expected.detach())
+    assert total.requires_grad and seen[0][0] is batch and seen[0][1] == set(losses)
+    assert logged["train/loss"] == pytest.approx(float(expected.detach()))
+    # The tasks' own losses are logged, and kept for callbacks, without factors.
+    assert {t: logged[f"train/{t}/loss"] for t in losses} == pytest.approx({t: float(v) for t, v in losses.items()})
+    assert {t: float(v) for t, v in model.latest.items()} == pytest.approx({t: float(v) for t, v in losses.items()})
+    assert not any(v.requires_grad for v in model.latest.values())
+    assert model.evaluate([batch], "val") == plain
+    model.validation_step(batch, 0)
+    assert logged["val/loss"] == pytest.approx(plain["val/loss"]) and len(seen) == 1

@@ -1,0 +1,168 @@
+"""Reconstruction: the weights that stay are fitted so that every layer gives what it gave before the cut.
+
+Least squares on a little data, layer by layer in the order of the forward pass, as in AdaPrune (arXiv 2102.08124) and
+Optimal Brain Compression (arXiv 2208.11580): the input is that of the cut network, whose earlier layers are fitted
+already, the target is the dense layer's output. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cut.decomposition import Inputs, network_input, prunable
+from cut.selection import Mask
+from cut.trace import NORMS
+
+CHUNK = 16  # pictures whose patches are in memory at a time
+
+
+def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """A layer's inputs as [groups, inputs of a weight's row, positions]."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1]).T[None]
+    if isinstance(layer.padding, str):
+        raise ValueError(f"padding {layer.padding!r} of a convolution; allowed: numbers")
+    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    count, size, positions = columns.shape
+    grouped = columns.view(count, layer.groups, size // layer.groups, positions)
+    return grouped.permute(1, 2, 0, 3).reshape(layer.groups, size // layer.groups, count * positions)
+
+
+def _targets(layer: nn.Conv2d | nn.Linear, y: Tensor) -> Tensor:
+    """A layer's outputs as [groups, outputs of a group, positions]."""
+    if isinstance(layer, nn.Linear):
+        return y.reshape(-1, y.shape[-1]).T[None]
+    return y.flatten(2).transpose(0, 1).reshape(layer.groups, y.shape[1] // layer.groups, -1)
+
+
+def fit(gram: np.ndarray, moment: np.ndarray, kept: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
+    """The least-squares weights of one layer's group under a mask, pulled a little towards where they were.
+
+    Minimises, for every output row, ``w G w - 2 w m + ridge x mean(diag G) x |w - start|^2`` over the kept weights.
+
+    Args:
+        gram: Inputs times inputs, [d, d].
+        moment: Outputs times inputs, [rows, d].
+        kept: Bool [rows, d].
+        start: The weights as they are, [rows, d].
+        ridge: Strength of the pull, relative to the inputs' mean square.
+
+    Returns:
+        [rows, d], zero where not kept.
+    """
+    pull = ridge * max(float(np.trace(gram)) / len(gram), 1e-12)
+    result = np.zeros_like(moment)
+    for row, (target, chosen, old) in enumerate(zip(moment, kept, start, strict=True)):
+        index = np.flatnonzero(chosen)
+        if len(index):
+            matrix = gram[np.ix_(index, index)] + pull * np.eye(len(index))
+            result[row, index] = np.linalg.solve(matrix, target[index] + pull * old[index])
+    return result
+
+
+class _Fitter:
+    """Hooks that fit each layer when its input has arrived, before it runs."""
+
+    def __init__(self, mask: Mapping[str, Tensor], ridge: float) -> None:
+        self.mask, self.ridge = mask, ridge
+        self.wanted: dict[nn.Module, Tensor] = {}
+        self.twins: dict[nn.Module, nn.Module] = {}
+
+    def remember(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A dense layer has run: keep the output of its first call."""
+        self.wanted.setdefault(module, output.detach())
+
+    def fit(self, name: str, layer: Any, x: Tensor) -> None:
+        """Fit one layer, in place."""
+        y = self.wanted.pop(self.twins[layer], None)
+        if y is None:  # a second call of a layer that is used twice
+            return
+        if layer.bias is not None:
+            shape = (-1,) if isinstance(layer, nn.Linear) else (1, -1, 1, 1)
+            y = y - layer.bias.view(shape)
+        gram: Any = 0.0
+        moment: Any = 0.0
+        for start in range(0, len(x), CHUNK):
+            columns = _patches(layer, x[start : start + CHUNK].float())
+            outputs = _targets(layer, y[start : start + CHUNK].float())
+            gram = gram + columns @ columns.transpose(1, 2)
+            moment = moment + outputs @ columns.transpose(1, 2)
+        groups, rows = moment.shape[:2]
+        weight = layer.weight.detach()
+        kept = self.mask[name].reshape(groups, rows, -1).cpu().numpy()
+        old = weight.reshape(groups, rows, -1).double().cpu().numpy()
+        grams, moments = gram.double().cpu().numpy(), moment.double().cpu().numpy()
+        new = np.stack([fit(*group, self.ridge) for group in zip(grams, moments, kept, old, strict=True)])
+        layer.weight.copy_(torch.from_numpy(new).view(weight.shape).to(weight))
+
+
+def _measure(norm: Any, x: Tensor) -> None:
+    """A batch norm's running statistics become those of its input."""
+    if norm.running_mean is not None:
+        sides = [d for d in range(x.dim()) if d != 1]
+        norm.running_mean.copy_(x.float().mean(sides))
+        norm.running_var.copy_(x.float().var(sides, unbiased=True))
+
+
+@torch.no_grad()
+def reconstruct(
+    network: nn.Module,
+    dense: nn.Module,
+    mask: Mask,
+    batches: Iterable[Any],
+    inputs: Inputs | None = None,
+    ridge: float = 1e-2,
+) -> None:
+    """Fit the kept weights of every Conv2d and Linear, and batch norm's statistics, in place.
+
+    All pictures go through the network at once, so keep them few: some tens.
+
+    Args:
+        network: The network under the mask.
+        dense: The network before the cut, of the same architecture.
+        mask: Which weights may be fitted.
+        batches: Pictures to fit on, on the network's device.
+        inputs: How to get the network's input from a batch.
+        ridge: Pull towards the weights as they are, relative to the inputs' mean square.
+
+    Raises:
+        ValueError: If there are no batches, or ``ridge`` is negative.
+    """
+    if ridge < 0:
+        raise ValueError(f"ridge {ridge}; allowed: at least 0")
+    pictures = [(inputs or network_input)(b) for b in batches]
+    if not pictures:
+        raise ValueError("no batches to fit the weights on")
+    image = torch.cat(pictures)
+    fitter = _Fitter(mask, ridge)
+    names = {id(p): n for n, p in prunable(network).items()}
+    twins = dict(dense.named_modules())
+    modes = {m: m.training for net in (network, dense) for m in net.modules()}
+    handles: list[Any] = []
+
+    def before(name: str) -> Any:
+        return lambda module, args: fitter.fit(name, module, args[0])
+
+    try:
+        for path, module in network.named_modules():
+            name = names.get(id(getattr(module, "weight", None)))
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and name in mask:
+                fitter.twins[module] = twins[path]
+                handles.append(twins[path].register_forward_hook(fitter.remember))
+                handles.append(module.register_forward_pre_hook(before(name)))
+            elif isinstance(module, NORMS):
+                handles.append(module.register_forward_pre_hook(lambda norm, args: _measure(norm, args[0])))
+        network.eval()
+        dense.eval()(image)
+        network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
