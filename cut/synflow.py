@@ -36,7 +36,6 @@ def _linear(model: nn.Module) -> nn.Module:
 
 def _scale(norm: nn.Module) -> Any:
     """A norm's scale alone: no statistics, no shift, no activation."""
-
     # timm's layer norms of maps are torch's by class, but have their channels second.
     last = isinstance(norm, nn.LayerNorm) and "2d" not in type(norm).__name__
 

@@ -81,7 +81,7 @@ class SmallTowers(Callback):
         self._optimizer.zero_grad(set_to_none=True)
 
     def _keeper(self) -> Any:
-        """A hook that remembers the deepest map; a function, since a copy of the network would copy a method's owner."""
+        """A hook that remembers the deepest map; no method: a copy of the network would copy its owner too."""
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             self._features = output[-1] if isinstance(output, (list, tuple)) else output

@@ -153,7 +153,7 @@ class Keep(pl.Callback):
 
 def test_a_resumed_training_has_the_dense_teacher_and_equals_running_through(tmp_path):
     def callbacks(path=None):
-        return [Pruning(Sparsity(0.9), batches=1), Distillation(), Keep(path)]
+        return [Pruning(Sparsity(0.9), tasks=["normal"], batches=1), Distillation(), Keep(path)]
 
     through, data = build()
     dense = state(through.network)
@@ -171,7 +171,7 @@ def test_guidance_changes_the_training(tmp_path):
     for guide in ([], [Distillation(weight=0.0, features=0.0)], [Distillation()]):
         model, data = build()
         keep = Keep()
-        fit(model, data, [Pruning(Sparsity(0.9), batches=1), *guide, keep], tmp_path, 1)
+        fit(model, data, [Pruning(Sparsity(0.9), tasks=["depth"], batches=1), *guide, keep], tmp_path, 1)
         losses.append(keep.losses[0])
         weights.append(state(model.network))
     assert losses[0] == losses[1] < losses[2]
@@ -224,9 +224,9 @@ def test_towers_train_beside_the_heads_and_are_thrown_away(tmp_path):
         def on_train_start(self, trainer, pl_module):
             random["state"] = torch.get_rng_state()
 
-    pruning = Pruning(Sparsity(0.8), tasks=["seg", "depth", "scene"], batches=1)
+    pruning = Pruning(Sparsity(0.8), tasks=["seg", "scene"], batches=1)
     fit(model, data, [pruning, towers, watch, Random()], tmp_path, 2)
-    assert {k.split(".")[0] for k in watch.start} == {"seg", "depth", "scene"}
+    assert {k.split(".")[0] for k in watch.start} == {"seg", "scene"}
     assert watch.start["seg.weight"].shape[2:] == (1, 1) and watch.start["scene.weight"].dim() == 2
     assert not any(torch.equal(v, watch.end[k]) for k, v in watch.start.items())
     assert model.extras == [] and not model.network.backbone._forward_hooks and towers.towers is None
@@ -234,7 +234,7 @@ def test_towers_train_beside_the_heads_and_are_thrown_away(tmp_path):
 
     without, data = build_with_scene()  # the training's own random numbers are what they are without towers
     with_towers = random.pop("state")
-    pruning = Pruning(Sparsity(0.8), tasks=["seg", "depth", "scene"], batches=1)
+    pruning = Pruning(Sparsity(0.8), tasks=["seg", "scene"], batches=1)
     fit(without, data, [pruning, Random()], tmp_path, 2)
     assert torch.equal(with_towers, random["state"])
     assert not same(state(without.network), state(model.network))  # they pull on the shared part
@@ -266,7 +266,7 @@ def test_towers_of_no_weight_leave_the_training_as_it_was(tmp_path):
     ends = []
     for callbacks in ([], [SmallTowers(weight=0.0)]):
         model, data = build()
-        fit(model, data, [Pruning(Sparsity(0.8), batches=1), *callbacks], tmp_path, 1)
+        fit(model, data, callbacks, tmp_path, 1)
         ends.append(state(model.network))
     assert same(*ends)
 
@@ -274,7 +274,7 @@ def test_towers_of_no_weight_leave_the_training_as_it_was(tmp_path):
 def test_a_resumed_training_with_towers_equals_running_through(tmp_path):
     def callbacks(path=None):
         towers = SmallTowers()
-        return [Pruning(Sparsity(0.8), batches=1), towers, Towers(towers), Keep(path)]
+        return [Pruning(Sparsity(0.8), tasks=["normal"], batches=1), towers, Towers(towers), Keep(path)]
 
     through, data = build()
     first = callbacks(tmp_path / "half.ckpt")

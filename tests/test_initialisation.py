@@ -192,7 +192,7 @@ def test_a_cut_with_rewinding_goes_back_to_the_snapshot_under_the_mask(tmp_path)
 def test_without_rewinding_weights_and_optimiser_stay(tmp_path):
     model, data = build()
     watch = AfterCut()
-    fit(model, data, [Pruning(Sparsity(0.5), schedule=OneShot(1), batches=1), watch], tmp_path, 2)
+    fit(model, data, [Pruning(Sparsity(0.5), tasks=["seg"], schedule=OneShot(1), batches=1), watch], tmp_path, 2)
     assert watch.fresh == [True, False]
 
 

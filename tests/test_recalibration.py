@@ -121,7 +121,7 @@ class Watch(pl.Callback):
 def test_pruning_measures_the_cut_network(tmp_path):
     model, data = build()
     watch = Watch()
-    fit(model, data, [Pruning(Sparsity(0.9), batches=1, recalibrate=2), watch], tmp_path, 1)
+    fit(model, data, [Pruning(Sparsity(0.9), tasks=["seg"], batches=1, recalibrate=2), watch], tmp_path, 1)
     expected = copy.deepcopy(watch.network)
     for module in expected.modules():
         if isinstance(module, nn.BatchNorm2d):

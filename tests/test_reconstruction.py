@@ -1,0 +1,132 @@
+"""Reconstruction: the fit is least squares under the mask, in the order of the forward pass."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cut.masks import apply_mask
+from cut.reconstruction import fit, reconstruct
+
+
+class Small(nn.Module):
+    """Strided, grouped and plain convolutions, a norm, a linear layer."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=2, dilation=2, groups=width)
+        self.last = nn.Conv2d(width, 4, 1)
+        self.line = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.last(F.relu(self.depthwise(F.relu(self.norm(self.first(x))))))
+        return {"a": x, "b": self.line(x.mean((2, 3)))}
+
+
+def cut_pair(share=0.5):
+    torch.manual_seed(0)
+    dense = Small().eval()
+    dense.norm.momentum = 1.0
+    with torch.no_grad():
+        dense.train()(torch.cat([b["image"] for b in batches()]))
+    dense.eval()
+    weights = {n: p for n, p in dense.named_parameters() if n.endswith("weight") and "norm" not in n}
+    mask = {n: torch.rand_like(p) > share for n, p in weights.items()}
+    pruned = copy.deepcopy(dense)
+    apply_mask(pruned, mask)
+    return dense, pruned, mask
+
+
+def batches(n=3):
+    generator = torch.Generator().manual_seed(1)
+    coarse = [torch.randn(4, 3, 6, 8, generator=generator) for _ in range(n)]
+    return [{"image": F.interpolate(c, (12, 16), mode="bilinear")} for c in coarse]
+
+
+def test_fit_equals_numpys_least_squares_row_by_row():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(6, 200)), rng.normal(size=(3, 6))
+    y = w @ x
+    kept = rng.random((3, 6)) > 0.4
+    found = fit(x @ x.T, y @ x.T, kept, np.zeros_like(w), ridge=0.0)
+    for row in range(3):
+        chosen = np.flatnonzero(kept[row])
+        expected = np.linalg.lstsq(x[chosen].T, y[row], rcond=None)[0]
+        np.testing.assert_allclose(found[row, chosen], expected, rtol=1e-9)
+        assert not found[row][~kept[row]].any()
+
+
+def test_a_strong_pull_leaves_the_weights():
+    rng = np.random.default_rng(0)
+    x, old = rng.normal(size=(5, 50)), rng.normal(size=(2, 5))
+    kept = np.ones((2, 5), bool)
+    np.testing.assert_allclose(fit(x @ x.T, 0 * old, kept, old, ridge=1e9), old, rtol=1e-6)
+
+
+def test_without_a_cut_nothing_but_the_norms_changes():
+    dense, _, mask = cut_pair()
+    same = copy.deepcopy(dense)
+    reconstruct(same, dense, {n: torch.ones_like(m) for n, m in mask.items()}, batches(), ridge=1e-6)
+    torch.testing.assert_close(same.first.weight, dense.first.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_every_layer_is_the_least_squares_fit_given_the_layers_before_it():
+    dense, pruned, mask = cut_pair()
+    reconstruct(pruned, dense, mask, batches(), ridge=1e-9)
+    image = torch.cat([b["image"] for b in batches()])
+    with torch.no_grad():
+        # The depthwise layer, spelled out: its input is the fitted network's, its target the dense layer's output.
+        x = F.relu(pruned.norm(pruned.first(image)))
+        y = dense.depthwise(F.relu(dense.norm(dense.first(image))))
+        for channel in range(8):
+            columns = F.unfold(x[:, channel : channel + 1], 3, dilation=2, padding=2).transpose(0, 1).flatten(1)
+            chosen = mask["depthwise.weight"][channel].flatten()
+            target = (y[:, channel] - dense.depthwise.bias[channel]).flatten()
+            expected = torch.linalg.lstsq(columns[chosen].double().T, target.double()[:, None]).solution[:, 0]
+            found = pruned.depthwise.weight[channel].flatten()[chosen].double()
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_cut_weights_stay_zero_and_the_outputs_come_closer():
+    dense, pruned, mask = cut_pair()
+    image = torch.cat([b["image"] for b in batches()])
+    with torch.no_grad():
+        before = {t: float((o - dense(image)[t]).square().mean()) for t, o in pruned(image).items()}
+    reconstruct(pruned, dense, mask, batches())
+    for name, kept in mask.items():
+        assert not dict(pruned.named_parameters())[name].detach()[~kept].any()
+    with torch.no_grad():
+        after = {t: float((o - dense(image)[t]).square().mean()) for t, o in pruned(image).items()}
+    assert all(after[t] < 0.7 * before[t] for t in after)
+
+
+def test_norms_are_measured_on_what_they_now_receive():
+    dense, pruned, mask = cut_pair()
+    reconstruct(pruned, dense, mask, batches())
+    image = torch.cat([b["image"] for b in batches()])
+    seen = pruned.first(image).detach().numpy()
+    np.testing.assert_allclose(pruned.norm.running_mean.numpy(), seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pruned.norm.running_var.numpy(), seen.var((0, 2, 3), ddof=1), rtol=1e-4)
+
+
+def test_modes_are_put_back_and_the_dense_network_is_not_changed():
+    dense, pruned, mask = cut_pair()
+    pruned.train()
+    pruned.norm.eval()
+    state = copy.deepcopy(dense.state_dict())
+    reconstruct(pruned, dense, mask, batches())
+    assert pruned.training and not pruned.norm.training and not dense.training
+    assert all(torch.equal(v, dense.state_dict()[k]) for k, v in state.items())
+    assert not pruned.first._forward_pre_hooks and not dense.first._forward_hooks
+
+
+@pytest.mark.parametrize(("given", "message"), [({"ridge": -1.0}, "ridge"), ({"batches": []}, "no batches")])
+def test_bad_input_is_refused(given, message):
+    dense, pruned, mask = cut_pair()
+    with pytest.raises(ValueError, match=message):
+        reconstruct(pruned, dense, mask, **{"batches": batches(), **given})
