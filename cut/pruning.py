@@ -50,8 +50,8 @@ class Pruning(Callback):
         regrowth: How the mask moves between cuts at the same sparsity; None leaves it.
         reconstruct: Number of scoring batches on which the weights that stay are fitted to give every layer's output of
             before the cut (:mod:`cut.reconstruction`).
-        voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, the dropped tasks too say
-            what the shared part keeps.
+        voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say what
+            the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
     """
 
@@ -167,8 +167,10 @@ class Pruning(Callback):
         network.select(voters)
         self.scores = self.scorer(network, batches, losses, voters)
         self.score_seconds += time.perf_counter() - start
-        target = getattr(self.budget, "target", None)
-        fusion = self.fusion.at(fraction * target) if isinstance(self.fusion, FallingVote) else self.fusion
+        fusion = self.fusion
+        if isinstance(fusion, FallingVote):
+            target = getattr(self.budget, "target", None)
+            fusion = fusion.at(None if target is None else fraction * target)
         network.select(list(losses))  # which head belongs to which task is seen with all of them running
         try:
             if set(voters) - set(tasks):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _content(name: str) -> str:
     """A config's content as JSON, so that comments and layout do not matter."""
     path = CONFIGS / f"{name}.yaml"

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from cut.files import write_atomically
 from cut.records import Record
 from experiments import plots
-from experiments.grids import GRIDS, Grid
+from experiments.grid import Grid
+from experiments.grids import GRIDS
 from experiments.results import Records, collect, delta, levels, tidy, variants
 from experiments.selection import epoch_metrics
 

@@ -22,7 +22,8 @@ import pandas as pd
 
 from cut.files import write_atomically
 from experiments import render
-from experiments.grids import GRIDS, Grid
+from experiments.grid import Grid
+from experiments.grids import GRIDS
 from experiments.results import Records, collect, levels, tidy
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Grids: every table of the benchmark as the runs that it needs.
+"""Grids: every table of the benchmark.
 
 A grid is rows of cells; nothing here runs anything. :mod:`experiments.sweep` runs the cells that have no record,
 :mod:`experiments.results` turns records into tables.
@@ -6,76 +6,14 @@ A grid is rows of cells; nothing here runs anything. :mod:`experiments.sweep` ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
-import yaml
+from experiments.cell import Cell
+from experiments.grid import Grid, Row
+from experiments.recipe import FIRST_RATE, KEPT, RATES, SEEDS, dense, floor, longer, pruned
 
-from experiments.cell import CONFIGS, Cell
-
-Selection = Literal["last", "best_val", "best_test"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table: one method at one setting, over seeds.
-
-    Attributes:
-        method: Name in the table.
-        runs: One entry per seed: the cells whose metrics together make the result. Nearly always one; single-task
-            models that share a budget are several.
-        variant: What sets this row apart from others of the same method, by column.
-    """
-
-    method: str
-    runs: tuple[tuple[Cell, ...], ...]
-    variant: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table.
-
-    Attributes:
-        name: ``make table-<name>``.
-        title: Heading of the table.
-        rows: In the order of the table.
-        longer: Id of a dense cell to the cell of the same model trained for the extra steps.
-        selection: Which epoch the table reports.
-        note: What a reader should know, for the caption.
-    """
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    longer: dict[str, Cell] = field(default_factory=dict)
-    selection: Selection = "last"
-    note: str = ""
-
-    def cells(self) -> list[Cell]:
-        """All cells, dense ones before those that start from them, each once."""
-        found: dict[str, Cell] = {}
-        for cell in self._all():
-            for one in (cell.start, cell):
-                if one is not None:
-                    found.setdefault(one.id, one)
-        return list(found.values())
-
-    def _all(self) -> Iterator[Cell]:
-        yield from self.longer.values()
-        for row in self.rows:
-            for run in row.runs:
-                yield from run
-
-
-KEPT = ("seg", "normal", "depth")
-SEEDS = (1, 2, 3)
-RATES = (3e-4, 1e-3, 3e-3)
-FIRST_RATE = RATES[1]
-FLOOR = 0.05
 # The methods of table-rooms, in its order.
 METHODS = (
     "dense-longer",
@@ -95,96 +33,6 @@ METHODS = (
     "cut-plus",
 )
 AT_98 = ("magnitude", "disparse", "cut", "cut-plus")
-# Options that follow the budget or the run's seed wherever a method's config has them.
-FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)
-
-
-@lru_cache(maxsize=1)
-def rates() -> dict[str, float]:
-    """The learning rate of every method, chosen on validation (``python -m experiments.rates``)."""
-    return dict(yaml.safe_load((CONFIGS / "recipe/rates.yaml").read_text()) or {})
-
-
-def dense(seed: int, model: str = "mobilenetv2", **settings: Any) -> Cell:
-    """The dense four-task model on Rooms."""
-    configs = ("trainer/default", "data/rooms", f"model/{model}", "pruning/dense", "logger/none", "recipe/dense")
-    return Cell(configs, {"seed_everything": seed, "data.init_args.seed": seed, **settings})
-
-
-def floor(sparsity: float) -> float:
-    """The benchmark's floor, the same for every method: 5 % of every layer, but at most a fifth of what stays.
-
-    Example:
-        >>> [floor(s) for s in (0.7, 0.9, 0.95, 0.98)]
-        [0.05, 0.02, 0.01, 0.004]
-    """
-    return round(min(FLOOR, (1 - sparsity) / 5), 6)
-
-
-def _following(config: Mapping[str, Any], seed: int, target: float | None, path: str = "pruning") -> dict[str, Any]:
-    """Settings for the options that follow the budget or the seed."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{path}.{key}"
-        if isinstance(value, Mapping):
-            found |= _following(value, seed, target, name)
-        elif key in FOLLOW_SEED:
-            found[name] = seed
-        elif key in FOLLOW_TARGET and target is not None:
-            found[name] = target
-    return found
-
-
-def pruned(
-    method: str,
-    sparsity: float | None,
-    seed: int,
-    tasks: Sequence[str] = KEPT,
-    start: Cell | None = None,
-    rate: float | None = None,
-    model: str = "mobilenetv2",
-    settings: Mapping[str, Any] | None = None,
-) -> Cell:
-    """One run of a method from the dense model.
-
-    Args:
-        method: A config under ``configs/pruning``.
-        sparsity: The budget; None leaves the config's (a dense model has none).
-        seed: Of data order, augmentation and scoring; the dense model has the same.
-        tasks: The kept tasks.
-        start: The dense run; default that of the seed.
-        rate: Highest learning rate; default the method's own from ``configs/recipe/rates.yaml``.
-        model: A config under ``configs/model``.
-        settings: Further options.
-    """
-    start = start or dense(seed, model)
-    configs = (
-        "trainer/default",
-        "data/rooms",
-        f"model/{model}",
-        f"pruning/{method}",
-        "logger/none",
-        "recipe/recover",
-    )
-    plain = Cell(configs)
-    options: dict[str, Any] = {
-        "seed_everything": seed,
-        "data.init_args.seed": seed,
-        "pruning.tasks": list(tasks),
-        "model.init_args.optimizer.init_args.lr": rate or rates().get(method, FIRST_RATE),
-    }
-    if sparsity is not None:
-        options["pruning.budget.init_args.target"] = sparsity
-        if floor(sparsity) != FLOOR:
-            options["pruning.floor"] = floor(sparsity)
-    options |= _following(plain.config.get("pruning", {}), seed, sparsity)
-    return Cell(configs, {**options, **(settings or {})}, start)
-
-
-def _longer(seeds: Sequence[int], tasks: Sequence[str] = KEPT, model: str = "mobilenetv2") -> dict[str, Cell]:
-    """The dense model trained for the extra steps, by the id of the dense run it starts from."""
-    found = [pruned("dense-longer", None, s, tasks, model=model) for s in seeds]
-    return {c.start.id: c for c in found if c.start is not None}
 
 
 def rate_grid() -> Grid:
@@ -195,7 +43,7 @@ def rate_grid() -> Grid:
         if m != "cut-plus"
         for rate in RATES
     ]
-    return Grid("rates", "Learning rates", tuple(rows), _longer([1]), note="Seed 1; chosen by Delta_m on validation.")
+    return Grid("rates", "Learning rates", tuple(rows), longer([1]), note="Seed 1; chosen by Delta_m on validation.")
 
 
 def rooms_grid() -> Grid:
@@ -208,7 +56,7 @@ def rooms_grid() -> Grid:
                     rows.append(Row(m, tuple((pruned(m, None, s),) for s in SEEDS)))
             elif sparsity < 0.98 or m in AT_98:
                 rows.append(Row(m, tuple((pruned(m, sparsity, s),) for s in SEEDS)))
-    return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), _longer(SEEDS))
+    return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), longer(SEEDS))
 
 
 DISTILLATION = {"class_path": "cut.distillation.Distillation"}
@@ -249,7 +97,7 @@ def changes_grid() -> Grid:
         Row("cut", ((pruned(method, 0.95, 1, rate=FIRST_RATE, settings=options),),), {"change": change})
         for change, (method, options) in CHANGES.items()
     ]
-    return Grid("changes", "One change at a time on CUT", tuple(rows), _longer([1]), note="Seed 1, 95 %.")
+    return Grid("changes", "One change at a time on CUT", tuple(rows), longer([1]), note="Seed 1, 95 %.")
 
 
 RECOVERING = ("magnitude", "snip", "disparse", "cut", "cut-plus")
@@ -334,7 +182,7 @@ def methods_grid() -> Grid:
         rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
         rows.append(Row("separate", (separate(sparsity, 1),)))
     rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE),),)))
-    return Grid("methods", "Every other method", tuple(rows), _longer([1]), note="joint is snip's run.")
+    return Grid("methods", "Every other method", tuple(rows), longer([1]), note="joint is snip's run.")
 
 
 # The reference's rule has neither floor nor silencing; its keep ratio is the one of its 90 %.
@@ -357,12 +205,12 @@ RULES: dict[str, dict[str, Any]] = {
 
 def fusion_grid() -> Grid:
     """Fusion rules on five dense tasks, with and without a floor."""
-    start = dense(1, **{"data.init_args.tasks": list(FIVE)})
+    start = dense(1, settings={"data.init_args.tasks": list(FIVE)})
     rows = []
     for sparsity in (0.9, 0.95):
         for kept in (floor(sparsity), 0.0):
             for rule, fusion in RULES.items():
-                settings = {"data.init_args.tasks": list(FIVE), "pruning.fusion": fusion}
+                settings: dict[str, Any] = {"data.init_args.tasks": list(FIVE), "pruning.fusion": fusion}
                 if kept == 0:
                     settings["pruning.floor"] = 0.0
                 cell = pruned("cut", sparsity, 1, FIVE, start, settings=settings)
@@ -396,16 +244,16 @@ SHORT_EPOCHS = 15  # of dense training, where a backbone is slow on two cores
 
 def backbones_grid() -> Grid:
     """Three methods on four backbones at 90 %, seed 1."""
-    rows, longer = [], {}
+    rows, more = [], {}
     for model in BACKBONES:
-        start = dense(1, model) if model == "mobilenetv2" else dense(1, model, **{"trainer.max_epochs": SHORT_EPOCHS})
-        more = pruned("dense-longer", None, 1, start=start, model=model)
-        longer[start.id] = more
-        rows += [Row("dense", ((start,),)), Row("dense-longer", ((more,),))]
+        start = dense(1, model) if model == "mobilenetv2" else dense(1, model, {"trainer.max_epochs": SHORT_EPOCHS})
+        extra = pruned("dense-longer", None, 1, start=start, model=model)
+        more[start.id] = extra
+        rows += [Row("dense", ((start,),)), Row("dense-longer", ((extra,),))]
         for method in ("magnitude", "disparse", "cut", "cut-plus"):
             rows.append(Row(method, ((pruned(method, 0.9, 1, start=start, model=model),),)))
-    note = f"Seed 1; dense models other than MobileNetV2 trained for {SHORT_EPOCHS} epochs; rates of the recovery as chosen for it."
-    return Grid("backbones", "CNNs and a ViT", tuple(rows), longer, note=note)
+    note = f"Seed 1; dense models other than MobileNetV2: {SHORT_EPOCHS} epochs; rates as chosen for MobileNetV2."
+    return Grid("backbones", "CNNs and a ViT", tuple(rows), more, note=note)
 
 
 GRIDS: dict[str, Callable[[], Grid]] = {

@@ -18,10 +18,13 @@ from cut.files import write_atomically
 from cut.metrics import delta_m
 from cut.records import Record, read
 from experiments.cell import CONFIGS
-from experiments.grids import GRIDS, Grid, rates
+from experiments.grid import Grid
+from experiments.grids import GRIDS
+from experiments.recipe import rates
 
 ROOT = Path(__file__).parent.parent
-HEAD = """# Highest learning rate of the recovery for every method: the best of three by Delta_m on validation, at 70 %, seed 1.
+HEAD = """\
+# Highest learning rate of every method's recovery: the best of three by Delta_m on validation at 70 %, seed 1.
 # Written by python -m experiments.rates from the records of the grid "rates".
 """
 

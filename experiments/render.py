@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cut.files import write_atomically
-from experiments.grids import Grid
+from experiments.grid import Grid
 from experiments.results import Records, collect, is_dense, levels, tidy, union, variants
 from experiments.typeset import Table, Text, latex, markdown
 

@@ -12,7 +12,7 @@ import pandas as pd
 from cut.metrics import delta_m
 from cut.records import Record, read
 from experiments.cell import Cell
-from experiments.grids import Grid, Row
+from experiments.grid import Grid, Row
 from experiments.selection import select
 
 COSTS = ("params", "nonzero", "macs", "bytes")

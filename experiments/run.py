@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from cut.model import MultiTaskModel
 from cut.pruning import Pruning
 from cut.records import Record, peak_memory
 from cut.rewinding import Checkpoint
+from experiments.history import History, Snapshots, save
 from experiments.measure import measure
 
 
@@ -75,81 +75,6 @@ class CLI(LightningCLI):
                 Path(self.config.out).mkdir(parents=True, exist_ok=True)
 
 
-class History(pl.Callback):
-    """Metrics of every epoch, for the record; kept in checkpoints, so that a resumed run has them all.
-
-    After an epoch with validation the test set is looked at too: a table says which epoch it reports
-    (:func:`experiments.selection.select`), and only a table marked as legacy may choose by what it sees there.
-    """
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self._start: float | None = None
-        self._validated = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epochs so far and the seconds they took."""
-        return {"epochs": self.epochs, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the epochs of a checkpoint."""
-        self.epochs, self.seconds = list(state_dict["epochs"]), float(state_dict["seconds"])
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Start the clock: scoring is over by now."""
-        if self._start is None:
-            self._start = time.perf_counter()
-
-    def _stop(self) -> None:
-        if self._start is not None:
-            self.seconds += time.perf_counter() - self._start
-            self._start = None
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock: evaluation is not training."""
-        self._stop()
-        self._validated = trainer.state.fn == "fit" and not trainer.sanity_checking
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the epoch's numbers; validation has run by now."""
-        self._stop()
-        found = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        if not self._validated:
-            found = {k: v for k, v in found.items() if not k.startswith("val/")}
-        elif isinstance(pl_module, MultiTaskModel) and getattr(trainer, "datamodule", None) is not None:
-            data: Any = trainer
-            found |= pl_module.evaluate(data.datamodule.test_dataloader(), "test")
-        self._validated = False
-        rounded = {k: round(v, 6) for k, v in found.items()}
-        self.epochs.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **rounded})
-
-
-class Snapshots(pl.Callback):
-    """The model's weights before chosen epochs, in ``epoch-<n>.ckpt`` of the run's folder: what rewinding goes back to.
-
-    Args:
-        folder: The run's folder.
-        epochs: 0 for the initialisation.
-    """
-
-    def __init__(self, folder: str | Path, epochs: Sequence[int]) -> None:
-        self.folder, self.epochs = Path(folder), list(epochs)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the weights, if this is one of the epochs."""
-        if trainer.current_epoch in self.epochs and trainer.is_global_zero:
-            _save({"state_dict": pl_module.state_dict()}, self.folder / f"epoch-{trainer.current_epoch}.ckpt")
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    os.replace(part, path)
-
-
 def load_dense(model: MultiTaskModel, folder: str | Path) -> str:
     """Load the weights of a dense run into the model; returns the file's name.
 
@@ -187,9 +112,7 @@ def start_of(folder: str | None) -> str | None:
 def split_metrics(found: dict[str, Any], split: str) -> dict[str, float]:
     """``{"seg/miou": ...}`` from a trainer's ``{"test/seg/miou": ...}``."""
     start = f"{split}/"
-    return {
-        k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("loss")
-    }
+    return {k.removeprefix(start): float(v) for k, v in found.items() if k.startswith(start) and not k.endswith("loss")}
 
 
 def _evaluate(
@@ -308,18 +231,7 @@ def run(argv: Sequence[str]) -> Path:
     saver = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     trainer.callbacks.append(Snapshots(folder, options.snapshots))
     saver.dirpath, saver.filename = str(folder), record.id
-    if trainer.max_epochs:
-        try:
-            trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            raise KeyboardInterrupt from None
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-    else:
-        model.select(kept)
-        if pruning.budget is not None:  # a cut without any recovery
-            trainer.validate(model, datamodule=data, verbose=False)  # gives the trainer its data
-            pruning.prune(trainer, model)
+    _train(trainer, model, data, pruning, last)
     record.metrics = _evaluate(trainer, model, data, history)
     if trainer.global_rank:
         return path
@@ -332,9 +244,25 @@ def run(argv: Sequence[str]) -> Path:
     record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)
     record.score_seconds, record.peak_memory = round(pruning.score_seconds, 2), peak_memory()
     _finish(trainer, folder)
-    _save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.ckpt")
+    save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.ckpt")
     last.unlink(missing_ok=True)
     return record.write(options.records)
+
+
+def _train(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData, pruning: Pruning, last: Path) -> None:
+    """Fit, from a checkpoint if there is one; with no epochs at all, only select and cut."""
+    if trainer.max_epochs:
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return
+    model.select(pruning.tasks or list(model.tasks))
+    if pruning.budget is not None:
+        trainer.validate(model, datamodule=data, verbose=False)  # gives the trainer its data
+        pruning.prune(trainer, model)
 
 
 def _finish(trainer: pl.Trainer, folder: Path) -> None:

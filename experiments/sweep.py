@@ -246,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         work.stop()
-    for name, error in work.failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+    for name, reason in work.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
     if work.skipped:
         print(f"{len(work.skipped)} cells are being run by another sweep", file=sys.stderr)
     if work.failed:

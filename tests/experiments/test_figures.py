@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import figures, grids, plots
-from experiments.grids import Grid, Row
+from experiments.grid import Grid, Row
 from experiments.results import tidy
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
 

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import findings
 from experiments.findings import rendered
-from experiments.grids import Grid, Row
+from experiments.grid import Grid, Row
 from tests.experiments.grid_records import cell, dense_cell, record
 
 SEEDS = (1, 2)

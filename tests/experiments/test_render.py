@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments import grids, render, tables
-from experiments.grids import Grid, Row
+from experiments.grid import Grid, Row
 from experiments.render import Column, best, caption, details, number, overview
 from experiments.results import tidy
 from experiments.typeset import Table, Text, escaped, latex, markdown

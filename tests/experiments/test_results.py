@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.cell import Cell
-from experiments.grids import Grid, Row
+from experiments.grid import Grid, Row
 from experiments.results import collect, level, levels, tidy
 from tests.experiments.grid_records import BASE, TASKS, by_id, cell, dense_cell, record
 

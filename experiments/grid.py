@@ -1,0 +1,63 @@
+"""Grid: one table as the runs that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from experiments.cell import Cell
+
+Selection = Literal["last", "best_val", "best_test"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: one method at one setting, over seeds.
+
+    Attributes:
+        method: Name in the table.
+        runs: One entry per seed: the cells whose metrics together make the result. Nearly always one; single-task
+            models that share a budget are several.
+        variant: What sets this row apart from others of the same method, by column.
+    """
+
+    method: str
+    runs: tuple[tuple[Cell, ...], ...]
+    variant: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        name: ``make table-<name>``.
+        title: Heading of the table.
+        rows: In the order of the table.
+        longer: Id of a dense cell to the cell of the same model trained for the extra steps.
+        selection: Which epoch the table reports.
+        note: What a reader should know, for the caption.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    longer: dict[str, Cell] = field(default_factory=dict)
+    selection: Selection = "last"
+    note: str = ""
+
+    def cells(self) -> list[Cell]:
+        """All cells, dense ones before those that start from them, each once."""
+        found: dict[str, Cell] = {}
+        for cell in self._all():
+            for one in (cell.start, cell):
+                if one is not None:
+                    found.setdefault(one.id, one)
+        return list(found.values())
+
+    def _all(self) -> Iterator[Cell]:
+        yield from self.longer.values()
+        for row in self.rows:
+            for run in row.runs:
+                yield from run

@@ -1,0 +1,107 @@
+"""Recipe: the cells of the benchmark on Rooms, all with the same dense model, data, steps, optimiser and floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from experiments.cell import CONFIGS, Cell
+
+KEPT = ("seg", "normal", "depth")
+SEEDS = (1, 2, 3)
+RATES = (3e-4, 1e-3, 3e-3)
+FIRST_RATE = RATES[1]
+FLOOR = 0.05
+# Options that follow the budget or the run's seed wherever a method's config has them.
+FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)
+
+
+@cache
+def rates() -> dict[str, float]:
+    """The learning rate of every method, chosen on validation (``python -m experiments.rates``)."""
+    return dict(yaml.safe_load((CONFIGS / "recipe/rates.yaml").read_text()) or {})
+
+
+def dense(seed: int, model: str = "mobilenetv2", settings: Mapping[str, Any] | None = None) -> Cell:
+    """The dense four-task model on Rooms."""
+    configs = ("trainer/default", "data/rooms", f"model/{model}", "pruning/dense", "logger/none", "recipe/dense")
+    return Cell(configs, {"seed_everything": seed, "data.init_args.seed": seed, **(settings or {})})
+
+
+def floor(sparsity: float) -> float:
+    """The benchmark's floor, the same for every method: 5 % of every layer, but at most a fifth of what stays.
+
+    Example:
+        >>> [floor(s) for s in (0.7, 0.9, 0.95, 0.98)]
+        [0.05, 0.02, 0.01, 0.004]
+    """
+    return round(min(FLOOR, (1 - sparsity) / 5), 6)
+
+
+def _following(config: Mapping[str, Any], seed: int, target: float | None, path: str = "pruning") -> dict[str, Any]:
+    """Settings for the options that follow the budget or the seed."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{path}.{key}"
+        if isinstance(value, Mapping):
+            found |= _following(value, seed, target, name)
+        elif key in FOLLOW_SEED:
+            found[name] = seed
+        elif key in FOLLOW_TARGET and target is not None:
+            found[name] = target
+    return found
+
+
+def pruned(
+    method: str,
+    sparsity: float | None,
+    seed: int,
+    tasks: Sequence[str] = KEPT,
+    start: Cell | None = None,
+    rate: float | None = None,
+    model: str = "mobilenetv2",
+    settings: Mapping[str, Any] | None = None,
+) -> Cell:
+    """One run of a method from the dense model.
+
+    Args:
+        method: A config under ``configs/pruning``.
+        sparsity: The budget; None leaves the config's (a dense model has none).
+        seed: Of data order, augmentation and scoring; the dense model has the same.
+        tasks: The kept tasks.
+        start: The dense run; default that of the seed.
+        rate: Highest learning rate; default the method's own from ``configs/recipe/rates.yaml``.
+        model: A config under ``configs/model``.
+        settings: Further options.
+    """
+    start = start or dense(seed, model)
+    configs = (
+        "trainer/default",
+        "data/rooms",
+        f"model/{model}",
+        f"pruning/{method}",
+        "logger/none",
+        "recipe/recover",
+    )
+    plain = Cell(configs)
+    options: dict[str, Any] = {
+        "seed_everything": seed,
+        "data.init_args.seed": seed,
+        "pruning.tasks": list(tasks),
+        "model.init_args.optimizer.init_args.lr": rate or rates().get(method, FIRST_RATE),
+    }
+    if sparsity is not None:
+        options["pruning.budget.init_args.target"] = sparsity
+        if floor(sparsity) != FLOOR:
+            options["pruning.floor"] = floor(sparsity)
+    options |= _following(plain.config.get("pruning", {}), seed, sparsity)
+    return Cell(configs, {**options, **(settings or {})}, start)
+
+
+def longer(seeds: Sequence[int], tasks: Sequence[str] = KEPT, model: str = "mobilenetv2") -> dict[str, Cell]:
+    """The dense model trained for the extra steps, by the id of the dense run it starts from."""
+    found = [pruned("dense-longer", None, s, tasks, model=model) for s in seeds]
+    return {c.start.id: c for c in found if c.start is not None}
