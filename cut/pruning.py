@@ -50,6 +50,8 @@ class Pruning(Callback):
         regrowth: How the mask moves between cuts at the same sparsity; None leaves it.
         reconstruct: Number of scoring batches on which the weights that stay are fitted to give every layer's output of
             before the cut (:mod:`cut.reconstruction`).
+        rounds: In how many rounds a cut is made, each removing the same share of what is left, scored and fitted again
+            before the next, without training between them.
         voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say what
             the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
@@ -70,6 +72,7 @@ class Pruning(Callback):
         recalibrate: int = 0,
         voters: list[str] | None = None,
         reconstruct: int = 0,
+        rounds: int = 1,
     ) -> None:
         if not 0 <= floor <= 1:
             raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
@@ -78,7 +81,9 @@ class Pruning(Callback):
         for name, count in (("recalibrate", recalibrate), ("reconstruct", reconstruct)):
             if count < 0:
                 raise ValueError(f"{name} {count}; allowed: 0 (not at all) or a number of batches")
-        self.budget, self.tasks = budget, tasks
+        if rounds < 1:
+            raise ValueError(f"rounds {rounds}; allowed: at least 1")
+        self.budget, self.tasks, self.rounds = budget, tasks, rounds
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
         self.voters, self.reconstruct = voters, reconstruct
         self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
@@ -156,6 +161,21 @@ class Pruning(Callback):
 
     def prune(self, trainer: Trainer, pl_module: LightningModule, fraction: float = 1.0) -> None:
         """Score, fuse, cut: one step of the schedule. In a process group all ranks end with the same mask."""
+        for part in self._parts(pl_module, fraction):
+            self._cut(trainer, pl_module, part)
+
+    def _parts(self, pl_module: LightningModule, fraction: float) -> list[float]:
+        """The fractions of a cut's rounds, from what is cut already; the density falls by the same factor in each."""
+        target = getattr(self.budget, "target", None)
+        if self.rounds == 1 or target is None or target >= 1:
+            return [fraction]
+        module: Any = pl_module
+        now, last = 1 - sparsity(module.network, self.mask, self.mask), 1 - fraction * target
+        densities = [now * (last / now) ** (i / self.rounds) for i in range(1, self.rounds)]
+        return [*((1 - d) / target for d in densities), fraction]
+
+    def _cut(self, trainer: Trainer, pl_module: LightningModule, fraction: float) -> None:
+        """One round: score, fuse, meet the budget, set weights to zero."""
         if self.budget is None:
             return
         module: Any = pl_module

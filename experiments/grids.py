@@ -60,7 +60,7 @@ def rooms_grid() -> Grid:
 
 
 DISTILLATION = {"class_path": "cut.distillation.Distillation"}
-GRADUAL = {"class_path": "cut.schedules.Gradual", "init_args": {"start": 0, "end": 3}}
+ITERATIVE = {"class_path": "cut.schedules.Iterative", "init_args": {"rounds": 3, "every": 1, "final_sparsity": 0.95}}
 # What was tried for cut-plus, one change at a time on CUT: a config, and options on top.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": ("cut", {}),
@@ -82,12 +82,16 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "50 scoring batches": ("cut", {"pruning.batches": 50}),
     "small towers": ("cut-towers", {}),
     "reconstruction": ("cut-reconstructed", {}),
-    "reconstruction, 3e-4": ("cut-reconstructed", {"model.init_args.optimizer.init_args.lr": 3e-4}),
-    "reconstruction, 3e-3": ("cut-reconstructed", {"model.init_args.optimizer.init_args.lr": 3e-3}),
     "reconstruction, distillation": ("cut-reconstructed", {"trainer.callbacks": [DISTILLATION]}),
-    "reconstruction, gradual": ("cut-reconstructed", {"pruning.schedule": GRADUAL}),
-    "reconstruction, iterative, distillation": ("cut-plus", {}),
-    "reconstruction, iterative, distillation, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
+    "reconstruction, iterative": ("cut-reconstructed", {"pruning.schedule": ITERATIVE}),
+    "reconstruction in 2 rounds": ("cut-reconstructed", {"pruning.rounds": 2}),
+    "reconstruction in 4 rounds": ("cut-plus", {}),
+    "reconstruction in 8 rounds": ("cut-plus", {"pruning.rounds": 8}),
+    "reconstruction in 4 rounds, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
+    "reconstruction in 4 rounds, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
+    "reconstruction in 4 rounds, squared": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
+    "reconstruction in 4 rounds, mean": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
+    "reconstruction in 4 rounds, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
 }
 
 
