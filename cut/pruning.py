@@ -52,8 +52,8 @@ class Pruning(Callback):
             before the cut (:mod:`cut.reconstruction`).
         rounds: In how many rounds a cut is made, each removing the same share of what is left, scored and fitted again
             before the next, without training between them.
-        voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say what
-            the shared part keeps.
+        voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say
+            what the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
     """
 

@@ -1,9 +1,10 @@
 """Findings: ``docs/results.md`` from its template; every number in its prose comes from records.
 
-The template is Jinja with two functions::
+The template is Jinja with three functions::
 
     {{ value("rooms", "cut", 0.9, "delta_m") }}         # "-3.12", or "missing" without a record
     {{ value("rooms", "cut", 0.9, "params", digits=1, scale=1e-6, tasks="seg+depth") }}
+    {% if raw("rooms", "cut", 0.9, "delta_m") > -1 %}   # the number itself, NaN without a record
     {{ table("rooms") }}  {{ table("rooms", 0.9) }}     # Delta_m of all levels; all metrics at one
 """
 
@@ -90,6 +91,10 @@ def rendered(template: str, folder: str | Path) -> str:
         found, _, frame = built(grid)
         return render.number(scale * lookup(found, frame, method, sparsity, column, variant), digits)
 
+    def raw(grid: str, method: str, sparsity: float, column: str, **variant: Any) -> float:
+        found, _, frame = built(grid)
+        return lookup(found, frame, method, sparsity, column, variant)
+
     def table(grid: str, sparsity: float | None = None) -> str:
         found, records, frame = built(grid)
         shown = render.overview(found, frame) if sparsity is None else render.details(found, frame, sparsity)
@@ -97,7 +102,7 @@ def rendered(template: str, folder: str | Path) -> str:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     try:
-        return environment.from_string(template).render(value=value, table=table)
+        return environment.from_string(template).render(value=value, raw=raw, table=table)
     except jinja2.TemplateError as error:
         raise ValueError(f"template: {error}") from error
 

@@ -37,6 +37,7 @@ class Grid:
         rows: In the order of the table.
         longer: Id of a dense cell to the cell of the same model trained for the extra steps.
         selection: Which epoch the table reports.
+        split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
     """
 
@@ -45,6 +46,7 @@ class Grid:
     rows: tuple[Row, ...]
     longer: dict[str, Cell] = field(default_factory=dict)
     selection: Selection = "last"
+    split: Literal["test", "val"] = "test"
     note: str = ""
 
     def cells(self) -> list[Cell]:

@@ -43,7 +43,7 @@ def rate_grid() -> Grid:
         if m != "cut-plus"
         for rate in RATES
     ]
-    return Grid("rates", "Learning rates", tuple(rows), longer([1]), note="Seed 1; chosen by Delta_m on validation.")
+    return Grid("rates", "Learning rates", tuple(rows), longer([1]), split="val", note="Seed 1.")
 
 
 def rooms_grid() -> Grid:
@@ -101,7 +101,7 @@ def changes_grid() -> Grid:
         Row("cut", ((pruned(method, 0.95, 1, rate=FIRST_RATE, settings=options),),), {"change": change})
         for change, (method, options) in CHANGES.items()
     ]
-    return Grid("changes", "One change at a time on CUT", tuple(rows), longer([1]), note="Seed 1, 95 %.")
+    return Grid("changes", "One change at a time on CUT", tuple(rows), longer([1]), split="val", note="Seed 1, 95 %.")
 
 
 RECOVERING = ("magnitude", "snip", "disparse", "cut", "cut-plus")

@@ -191,7 +191,8 @@ def caption(grid: Grid, records: Records) -> str:
     runs = [run for row in grid.rows for run in row.runs]
     missing = sum(any(c.id not in records for c in run) for run in runs)
     most = max((len(row.runs) for row in grid.rows), default=0)
-    parts = [f"Test set, {RULES[grid.selection]}; {most} seed{'s' * (most != 1)} per row."]
+    split = "Test" if grid.split == "test" else "Validation"
+    parts = [f"{split} set, {RULES[grid.selection]}; {most} seed{'s' * (most != 1)} per row."]
     kept, all_tasks = _kept(grid, False), [t for t in _kept(grid, True) if t not in _kept(grid, False)]
     if len(kept) == 1:
         but = f" (dense also {' and '.join(all_tasks)})" if all_tasks else ""
@@ -211,6 +212,13 @@ def tables(grid: Grid, frame: pd.DataFrame) -> list[Table]:
     of = levels(grid, frame)
     order = sorted({x for x in of if not math.isnan(x)}) + [math.nan] * bool(np.isnan(of).any())
     return [overview(grid, frame), *(details(grid, frame, x) for x in order)]
+
+
+def summary(grid: Grid, folder: str | Path) -> str:
+    """A grid's overview and its caption as Markdown, from a folder of records: what a page quotes of a table."""
+    found = collect(grid, folder)
+    table = overview(grid, tidy(grid, found))
+    return f"{markdown(table)}\n{table.title}. {caption(grid, found)}\n"
 
 
 def page(grid: Grid, frame: pd.DataFrame, records: Records) -> str:

@@ -87,13 +87,13 @@ def _joined_sparsity(found: Sequence[Record]) -> float:
     return float(np.average(kept, weights=[r.cost["kept_heads"]["params"] for r in found]))
 
 
-def _metrics(cells: Sequence[Cell], found: Sequence[Record | None], rule: str) -> dict[str, float]:
-    """Test metrics of the cells' tasks, joined, from one record per cell; a cell without a record gives none."""
+def _metrics(cells: Sequence[Cell], found: Sequence[Record | None], grid: Grid) -> dict[str, float]:
+    """The grid's metrics of the cells' tasks, joined, from one record per cell; a cell without a record gives none."""
     joined: dict[str, float] = {}
     for cell, record in zip(cells, found, strict=True):
         if record is not None:
-            test = select(record, rule)["test"]
-            joined |= {k: v for k, v in test.items() if k.split("/")[0] in cell.tasks}
+            shown = select(record, grid.selection)[grid.split]
+            joined |= {k: v for k, v in shown.items() if k.split("/")[0] in cell.tasks}
     return joined
 
 
@@ -117,10 +117,10 @@ def _run(cells: Sequence[Cell], grid: Grid, records: Records) -> tuple[dict[str,
     if len(found) < len(cells):
         return None
     better = {k: v for r in found for k, v in r.higher_is_better.items()}
-    metrics = _metrics(cells, found, grid.selection)
+    metrics = _metrics(cells, found, grid)
     starts = [_start(c) for c in cells]
     longer = [grid.longer[s].id if s in grid.longer else "" for s in starts]
-    dense, extra = (_metrics(cells, [records.get(i) for i in ids], grid.selection) for ids in (starts, longer))
+    dense, extra = (_metrics(cells, [records.get(i) for i in ids], grid) for ids in (starts, longer))
     # The longer model has the kept heads only, the dense one may have more.
     shared = {k: v for k, v in metrics.items() if k in extra} if all(map(is_dense, cells)) else metrics
     cost = [costs(r) for r in found]
@@ -166,7 +166,7 @@ def tidy(grid: Grid, records: Records) -> pd.DataFrame:
 
     Returns:
         ``method``, ``sparsity`` (achieved), ``tasks``, ``backbone``, the grid's variant columns, ``seeds``, then
-        :data:`NUMBERS`, then each test metric and its standard deviation. Delta_m in percent against the dense model
+        :data:`NUMBERS`, then each metric and its standard deviation. Delta_m in percent against the dense model
         of the same seed on the same tasks; numbers of a row without records are NaN.
 
     Raises:

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import cut
-from experiments.tables import comparison, records, replaced
+from experiments.findings import rendered
+from experiments.grids import GRIDS
+from experiments.render import write
+from experiments.tables import readme
 from tests.small_networks import Cnn, trained
 from tests.test_reference import LOSSES, batches
 
@@ -37,15 +40,31 @@ def test_ten_lines_cut_ones_own_model(tmp_path):
         assert torch.equal(out, again(image)[task])
 
 
-def test_its_table_is_that_of_the_records():
-    assert replaced(README, "demo", comparison(*records(ROOT / "experiments/records/demo"))) == README
+def test_its_tables_are_those_of_the_records():
+    assert readme(README) == README
+
+
+def test_every_number_of_the_results_page_is_that_of_the_records():
+    template = (ROOT / "docs/results.template.md").read_text()
+    assert rendered(template, ROOT / "experiments/records/rooms") == (ROOT / "docs/results.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_committed_tables_are_those_of_the_records(name, tmp_path):
+    for path in write(GRIDS[name](), ROOT / "experiments/records/rooms", tmp_path):
+        assert (ROOT / "docs/tables" / path.name).read_text() == path.read_text()
 
 
 @pytest.mark.parametrize(
     "target", sorted(set(re.findall(r"(?m)^make ([a-z-]+)", SHELL) + re.findall(r"`make ([a-z-]+)", README)))
 )
 def test_its_make_targets_exist(target):
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    makefile = (ROOT / "Makefile").read_text()
+    if target.startswith("table-"):
+        named = re.search(r"^TABLES := (.*)$", makefile, re.MULTILINE).group(1).split()
+        assert target.removeprefix("table-") in set(named) & set(GRIDS) and "table-%:" in makefile
+    else:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_the_files_it_names_exist():
