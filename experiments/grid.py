@@ -20,11 +20,13 @@ class Row:
         runs: One entry per seed: the cells whose metrics together make the result. Nearly always one; single-task
             models that share a budget are several.
         variant: What sets this row apart from others of the same method, by column.
+        level: The sparsity that it is shown under, where its cells' targets do not say so.
     """
 
     method: str
     runs: tuple[tuple[Cell, ...], ...]
     variant: dict[str, Any] = field(default_factory=dict)
+    level: float | None = None
 
 
 @dataclass(frozen=True)

@@ -184,8 +184,8 @@ def methods_grid() -> Grid:
     for sparsity in (0.7, 0.9):
         rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in OTHERS]
         rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
-        rows.append(Row("separate", (separate(sparsity, 1),)))
-    rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE),),)))
+        rows.append(Row("separate", (separate(sparsity, 1),), level=sparsity))
+    rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE),),), level=0.9))
     return Grid("methods", "Every other method", tuple(rows), longer([1]), note="joint is snip's run.")
 
 

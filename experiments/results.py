@@ -48,7 +48,7 @@ def is_dense(cell: Cell) -> bool:
 
 
 def level(row: Row, achieved: float) -> float:
-    """The sparsity that a row belongs to: its cells' target, else the achieved one to the nearest 0.005.
+    """The sparsity that a row belongs to: its own level, its cells' target, else the achieved one to the nearest 0.005.
 
     Args:
         row: Of a grid.
@@ -57,6 +57,8 @@ def level(row: Row, achieved: float) -> float:
     Returns:
         0 for a row that prunes nothing; NaN if neither is known.
     """
+    if row.level is not None:
+        return row.level
     cells = [c for run in row.runs for c in run]
     if all(is_dense(c) for c in cells):
         return 0.0

@@ -24,6 +24,8 @@ def arguments(method, folder, epochs, *more):
         "--data.init_args.num=16",
         f"--model.init_args.network={json.dumps(TINY)}",
         f"--trainer.max_epochs={epochs}",
+        f"--trainer.check_val_every_n_epoch={epochs}",
+        "--trainer.num_sanity_val_steps=0",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
         "--export=false",
