@@ -74,10 +74,21 @@ class _Fitter:
         self.mask, self.ridge = mask, ridge
         self.wanted: dict[nn.Module, Tensor] = {}
         self.twins: dict[nn.Module, nn.Module] = {}
+        self.moments: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def remember(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """A dense layer has run: keep the output of its first call."""
         self.wanted.setdefault(module, output.detach())
+
+    def observe(self, norm: nn.Module, args: Any) -> None:
+        """A dense batch norm is about to run: keep what it receives."""
+        self.moments.setdefault(norm, _moments(args[0]))
+
+    def match(self, norm: nn.Module, args: Any) -> None:
+        """Set the statistics of a batch norm that is about to run."""
+        before = self.moments.pop(self.twins[norm], None)
+        if before is not None:
+            _match(norm, self.twins[norm], _moments(args[0]), before)
 
     def fit(self, name: str, layer: Any, x: Tensor) -> None:
         """Fit one layer, in place."""
@@ -105,12 +116,20 @@ class _Fitter:
         layer.weight.copy_(torch.from_numpy(new).view(weight.shape).to(weight))
 
 
-def _measure(norm: Any, x: Tensor) -> None:
-    """A batch norm's running statistics become those of its input."""
-    if norm.running_mean is not None:
-        sides = [d for d in range(x.dim()) if d != 1]
-        norm.running_mean.copy_(x.float().mean(sides))
-        norm.running_var.copy_(x.float().var(sides, unbiased=True))
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel."""
+    sides = [d for d in range(x.dim()) if d != 1]
+    return x.float().mean(sides), x.float().var(sides, unbiased=False)
+
+
+def _match(norm: Any, dense: Any, now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
+    """Running statistics with which a batch norm's output has the mean and variance that the dense one's has."""
+    if norm.running_mean is None:
+        return
+    (mean, var), (old_mean, old_var) = now, before
+    scale = (dense.running_var + dense.eps).sqrt()
+    norm.running_var.copy_((var * dense.running_var / old_var.clamp_min(1e-12)).clamp_min(1e-12))
+    norm.running_mean.copy_(mean - (norm.running_var + norm.eps).sqrt() * (old_mean - dense.running_mean) / scale)
 
 
 @torch.no_grad()
@@ -160,7 +179,9 @@ def reconstruct(
                 handles.append(twins[path].register_forward_hook(fitter.remember))
                 handles.append(module.register_forward_pre_hook(before(name)))
             elif isinstance(module, NORMS):
-                handles.append(module.register_forward_pre_hook(lambda norm, args: _measure(norm, args[0])))
+                fitter.twins[module] = twins[path]
+                handles.append(twins[path].register_forward_pre_hook(fitter.observe))
+                handles.append(module.register_forward_pre_hook(fitter.match))
         network.eval()
         dense.eval()(image)
         network(image)

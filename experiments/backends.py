@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 from experiments.cell import Cell
 
 TRIES = 3
+MESSAGE = 4000  # characters of an error; a pipe that nobody reads holds 64 KiB
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,23 @@ class Backend(Protocol):
         ...
 
 
+def _end_with_the_sweep() -> None:
+    """Wait for the end of the process that started this one, and end too; the next sweep takes its cell up."""
+    sweep = multiprocessing.parent_process()
+    if sweep is not None:
+        sweep.join()
+        os._exit(1)
+
+
 def _child(run: Run, job: Job, pipe: Connection) -> None:
     """What a worker's process does: the job, then one word about it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the sweep's affair: it ends its workers
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()  # a killed sweep cannot end them
     try:
         run(job)
         pipe.send(None)
     except Exception as error:
-        pipe.send(str(error) or type(error).__name__)
+        pipe.send((str(error) or type(error).__name__)[-MESSAGE:])
 
 
 class Local:

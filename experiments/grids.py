@@ -87,6 +87,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "reconstruction in 2 rounds": ("cut-reconstructed", {"pruning.rounds": 2}),
     "reconstruction in 4 rounds": ("cut-plus", {}),
     "reconstruction in 8 rounds": ("cut-plus", {"pruning.rounds": 8}),
+    "reconstruction in 8 rounds, 4 scoring batches": ("cut-plus", {"pruning.rounds": 8, "pruning.batches": 4}),
+    "reconstruction in 16 rounds, 4 scoring batches": ("cut-plus", {"pruning.rounds": 16, "pruning.batches": 4}),
     "reconstruction in 4 rounds, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
     "reconstruction in 4 rounds, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
     "reconstruction in 4 rounds, squared": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),

@@ -48,7 +48,7 @@ def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the file; 2 for damaged records."""
+    """Write the file; 2 for records that are damaged or cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m experiments.rates", description=__doc__.split("\n\n")[0])
     parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
     parser.add_argument("--out", type=Path, default=CONFIGS / "recipe/rates.yaml")
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ids = {c.id for c in grid.cells()}
         records = {i: read(args.records / f"{i}.json") for i in ids if (args.records / f"{i}.json").is_file()}
+        chosen = {**rates(), **choose(grid, records)}
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cell.id in records and cell.start is not None and cell.start.id in records:
             value = on_validation(records[cell.id], records[cell.start.id])
             print(f"{row.method:18} {row.variant['rate']:<8g} {value:+.2f}")
-    chosen = {**rates(), **choose(grid, records)}
     write_atomically(args.out, HEAD + yaml.safe_dump(chosen, sort_keys=True))
     return 0
 

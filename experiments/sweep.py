@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import sys
@@ -62,7 +63,13 @@ def run_cell(job: Job) -> None:
     Raises:
         RuntimeError: If the run failed; the message ends with the last lines of its log.
     """
-    folder = job.runs / job.cell.id
+    folder, records = job.runs / job.cell.id, job.records
+    if done(job.cell, records):
+        if job.cell.start is not None or (folder / "last.ckpt").is_file():
+            return  # another sweep was faster
+        # Its weights are wanted, and a run with a record would not run; the record that others compare with stays.
+        records = folder / "again"
+        shutil.rmtree(records, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -75,7 +82,7 @@ def run_cell(job: Job) -> None:
         if job.cell.start is None:
             extra.append("--snapshots=[0,5]")
         try:
-            code = main([*job.cell.argv(job.records, job.runs), *extra])
+            code = main([*job.cell.argv(records, job.runs), *extra])
         except Exception:
             traceback.print_exc()
             code = 1
@@ -85,21 +92,38 @@ def run_cell(job: Job) -> None:
         shutil.rmtree(folder)
 
 
+def _started(process: str) -> str | None:
+    """When a process of this machine started, in the kernel's ticks; None if it does not run."""
+    try:
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else rest[18]
+
+
+def _held(path: Path) -> bool:
+    """Whether the process that wrote a lock runs and is not this one; numbers of processes are given again."""
+    try:
+        process, _, start = path.read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    if not process.isdigit() or int(process) == os.getpid():
+        return False
+    now = _started(process)
+    return now is not None and now == (start or now)
+
+
 def lock(cell: Cell, records: Path) -> bool:
     """Take a cell for this process; False if another living process on this machine has it."""
     path = records / ".running" / cell.id
     path.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(2):
-        try:
-            with path.open("x") as file:
-                file.write(str(os.getpid()))
-            return True
-        except FileExistsError:
-            owner = path.read_text().strip()
-            if owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists():
-                return False
-            path.unlink(missing_ok=True)  # its owner was killed
-    return False
+    with (path.parent / ".guard").open("a") as guard:  # two sweeps must not both find the lock of a killed one
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        if _held(path):
+            return False
+        path.write_text(f"{os.getpid()} {_started(str(os.getpid())) or ''}".strip())
+    return True
 
 
 def unlock(cell: Cell, records: Path) -> None:
@@ -135,7 +159,8 @@ class Sweep:
         for cell in list(self.waiting):
             if cell.start is not None and (cell.start.id in self.failed or cell.start.id in self.skipped):
                 self.waiting.remove(cell)
-                self.failed[cell.id] = f"its dense run {cell.start.id} failed or runs elsewhere"
+                reason = "failed" if cell.start.id in self.failed else "is being run by another sweep"
+                self.failed[cell.id] = f"its dense run {cell.start.id} {reason}"
             elif done(cell, self.records) and (cell.start is not None or (self.runs / cell.id / "last.ckpt").is_file()):
                 self.waiting.remove(cell)  # another sweep was faster
             elif ready(cell, self.runs) and (cell.start is None or cell.start.id not in self._started):
@@ -151,6 +176,10 @@ class Sweep:
                 continue
             self._started[cell.id] = time.perf_counter()
             self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep))
+        if not self._started:  # nothing will change any more
+            for cell in self.waiting:
+                self.failed[cell.id] = f"its dense run {cell.start.id if cell.start else ''} left no last.ckpt"
+            self.waiting.clear()
         for job, error in self.backend.ended():
             self.seconds.append(time.perf_counter() - self._started.pop(job.cell.id))
             unlock(job.cell, self.records)
@@ -218,7 +247,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 if every cell has a record, 1 if some failed, 2 for bad input, 130 if stopped."""
+    """The command line; 0 if nothing failed (others may be at some cells), 1 if some did, 2 bad input, 130 stopped."""
     args = parse(argv)
     console = Console()
     try:
@@ -238,7 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args.records.mkdir(parents=True, exist_ok=True)
-    console.print(f"{len(cells) - work.total} of {len(cells)} cells have a record; {work.total} to run")
+    have = sum(done(c, args.records) for c in cells.values())
+    console.print(f"{have} of {len(cells)} cells have a record; {work.total} to run")
     try:
         sweep(work, backend.slots(), console)
     except KeyboardInterrupt:

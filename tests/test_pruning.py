@@ -213,3 +213,78 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
     differing = sum(int((alone.mask[n] != a["mask"][n]).sum()) for n in prunable(model.network) if n in alone.mask)
     total = sum(m.numel() for m in alone.mask.values())
     assert differing <= 1e-4 * total  # float32 sums in another order may swap neighbours at the cut-off
+
+
+class Counting(Sensitivity):
+    """CUT's score; remembers how dense the network was at each call, and for which tasks it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.density, self.tasks = [], []
+
+    def __call__(self, model, batches, losses, tasks, inputs=None):
+        weights = [p for n, p in prunable(model).items() if "edge" not in n and "depth" not in n]
+        self.density.append(sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+        self.tasks.append(list(tasks))
+        return super().__call__(model, batches, losses, tasks, inputs)
+
+
+def test_rounds_cut_the_same_share_of_what_is_left_and_end_at_the_budget(tmp_path):
+    model, data = build()
+    scorer = Counting()
+    pruning = Pruning(Sparsity(0.9), tasks=["seg", "normal"], scorer=scorer, batches=2, rounds=3)
+    fit(model, data, [pruning], tmp_path, 1)
+    assert scorer.density == pytest.approx([1, 0.1 ** (1 / 3), 0.1 ** (2 / 3)], abs=1e-3)
+    kept = [m for n, m in pruning.mask.items() if n in prunable(model.network)]
+    assert sum(int((~m).sum()) for m in kept) == round(0.9 * sum(m.numel() for m in kept))
+
+
+def test_rounds_within_a_schedule_start_from_what_is_cut_already(tmp_path):
+    model, data = build()
+    scorer = Counting()
+    schedule = Iterative(rounds=2, every=1, final_sparsity=0.9)
+    pruning = Pruning(Sparsity(0.9), ["seg", "normal"], scorer, schedule=schedule, batches=2, rounds=2)
+    fit(model, data, [pruning], tmp_path, 2)
+    assert scorer.density == pytest.approx([1, 0.1**0.25, 0.1**0.5, 0.1**0.75], abs=1e-3)
+
+
+def test_dropped_tasks_can_have_a_vote(tmp_path):
+    masks = {}
+    for voters in (None, ["seg", "normal", "depth"]):
+        model, data = build()
+        scorer = Counting()
+        pruning = Pruning(Sparsity(0.9), ["seg", "normal"], scorer, batches=2, voters=voters)
+        fit(model, data, [pruning], tmp_path, 1)
+        assert scorer.tasks == [voters or ["seg", "normal"]]
+        masks[voters is None] = pruning.mask
+        assert not any("heads.depth" in n for n in pruning.mask), "dropped heads are not in the mask"
+        kept = [m for n, m in pruning.mask.items() if n in prunable(model.network)]
+        assert sum(int((~m).sum()) for m in kept) == round(0.9 * sum(m.numel() for m in kept))
+    assert any(not torch.equal(m, masks[False][n]) for n, m in masks[True].items())
+
+
+def test_reconstruction_brings_the_outputs_closer_before_any_training(tmp_path):
+    error = {}
+    for fitted in (0, 2):
+        model, data = build(dropout=0.0)
+        model.optimizer = lambda p: torch.optim.SGD(p, lr=0.0)
+        image = data.score_batches(1)[0]["image"]
+        model.network.eval()
+        with torch.no_grad():
+            before = model.network(image)
+        pruning = Pruning(Sparsity(0.5), list(TASKS), batches=2, reconstruct=fitted)
+        fit(model, data, [pruning], tmp_path, 1, trainer={"limit_train_batches": 1})
+        for name, parameter in model.network.named_parameters():
+            if name in pruning.mask:
+                assert not parameter.detach()[~pruning.mask[name]].any()
+        model.eval()
+        with torch.no_grad():
+            after = model.network(image)
+        error[fitted] = sum(float((after[t] - before[t]).square().mean() / before[t].var()) for t in TASKS)
+    assert error[2] < error[0]
+
+
+@pytest.mark.parametrize("given", [{"rounds": 0}, {"reconstruct": -1}, {"recalibrate": -1}])
+def test_numbers_out_of_range_are_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        Pruning(Sparsity(0.9), **given)
