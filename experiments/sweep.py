@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -228,6 +229,11 @@ def sweep(work: Sweep, slots: int, console: Console) -> None:
                 console.print(f"{shown}/{work.total} cells, left {_time(work.left(slots))}")
             time.sleep(POLL)
         progress.update(bar, completed=len(work.seconds), left="0:00:00")
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """A polite kill is the same as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
