@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from experiments.cell import Cell
 
 TRIES = 3
-WATCH = 1.0  # seconds between two looks at whether the sweep still lives
 MESSAGE = 4000  # characters of an error; a pipe that nobody reads holds 64 KiB
 
 
@@ -113,7 +112,7 @@ class Local:
     def start(self, job: Job) -> None:
         """Start a process."""
         mine, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(self.run, job, theirs, os.getpid()))
+        process = self._context.Process(target=_child, args=(self.run, job, theirs))
         process.start()
         theirs.close()
         self._running.append((process, mine, job))

@@ -41,6 +41,7 @@ class Grid:
         selection: Which epoch the table reports.
         split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
+        by_task: Whether it also tells each task's own change, and the latency.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Grid:
     selection: Selection = "last"
     split: Literal["test", "val"] = "test"
     note: str = ""
+    by_task: bool = False
 
     def cells(self) -> list[Cell]:
         """All cells, dense ones before those that start from them, each once."""

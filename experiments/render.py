@@ -111,7 +111,8 @@ def _label(value: object) -> Text:
 
 
 def _applies(column: Column, tasks: str) -> bool:
-    return "/" not in column.name or column.name.split("/")[0] in tasks.split("+")
+    group, _, name = column.name.partition("/")
+    return not name or (name if group == "delta_m" else group) in tasks.split("+")
 
 
 def _shown(frame: pd.DataFrame, rows: Sequence[int], column: Column) -> dict[int, Text]:
@@ -177,6 +178,9 @@ def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
     kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows)]
     if not grid.longer:
         kept = [c for c in kept if c.name != "delta_m_vs_longer"]
+    if grid.by_task:
+        own = [c for c in frame.columns if str(c).startswith("delta_m/")]
+        kept += [Column("latency_ms", "ms"), *(Column(c, f"Δm {c.removeprefix('delta_m/')} %") for c in own)]
     shown = [_shown(frame, rows, c) for c in kept]
     body = [
         [*map(_label, frame[identity].iloc[i]), Text(_seeds(grid, frame, i)), *(column[i] for column in shown)]

@@ -81,6 +81,13 @@ def costs(record: Record) -> dict[str, float]:
     return {k: record.cost[form][k] for k in COSTS}
 
 
+def latency(record: Record) -> float:
+    """Median milliseconds for one picture of what a record's run puts out, in PyTorch on one thread."""
+    pruned = record.budget.get("target") is not None
+    form = "compact" if pruned else "kept_heads" if record.dropped_tasks else "dense_all_heads"
+    return float(record.cost[form]["latency"]["median_ms"])
+
+
 def _joined_sparsity(found: Sequence[Record]) -> float:
     """Removed weights over all weights of several models."""
     kept = [r.sparsity.get("kept", 0.0) for r in found]
@@ -136,6 +143,11 @@ def _run(cells: Sequence[Cell], grid: Grid, records: Records) -> tuple[dict[str,
         "finetune_seconds": sum(r.finetune_seconds for r in found),
         "peak_memory": max(r.peak_memory for r in found),
     }
+    if grid.by_task:
+        numbers["latency_ms"] = sum(latency(r) for r in found)
+        for task in union(cells):
+            own = {k: v for k, v in metrics.items() if k.split("/")[0] == task}
+            numbers[f"delta_m/{task}"] = delta(own, dense, better)
     return numbers, metrics
 
 
@@ -169,12 +181,13 @@ def tidy(grid: Grid, records: Records) -> pd.DataFrame:
     Returns:
         ``method``, ``sparsity`` (achieved), ``tasks``, ``backbone``, the grid's variant columns, ``seeds``, then
         :data:`NUMBERS`, then each metric and its standard deviation. Delta_m in percent against the dense model
-        of the same seed on the same tasks; numbers of a row without records are NaN.
+        of the same seed on the same tasks; numbers of a row without records are NaN. A grid told by task ends with
+        ``latency_ms`` and ``delta_m/<task>``.
 
     Raises:
         ValueError: If a record has no epoch that the grid's selection rule could choose.
     """
-    lines, names = [], dict[str, None]()
+    lines, names, extras = [], dict[str, None](), dict[str, None]()
     for row in grid.rows:
         runs = [found for run in row.runs if (found := _run(run, grid, records)) is not None]
         numbers, metrics = [r[0] for r in runs], [r[1] for r in runs]
@@ -190,10 +203,13 @@ def tidy(grid: Grid, records: Records) -> pd.DataFrame:
             "delta_m_std": _std([n["delta_m"] for n in numbers]),
             **{k: _mean([n[k] for n in numbers]) for k in ("sparsity", *NUMBERS) if k != "delta_m_std"},
         }
+        more = list(dict.fromkeys(k for n in numbers for k in n if k not in ("sparsity", *NUMBERS)))
+        line |= {k: _mean([n[k] for n in numbers]) for k in more}
+        extras |= dict.fromkeys(more)
         for name in dict.fromkeys(k for m in metrics for k in m):
             values = [m.get(name, math.nan) for m in metrics]
             line |= {name: _mean(values), f"{name}_std": _std(values)}
         lines.append(line)
     columns = ["method", "sparsity", "tasks", "backbone", *variants(grid), "seeds", *NUMBERS]
-    columns += [c for name in names for c in (name, f"{name}_std")]
+    columns += [*(c for name in names for c in (name, f"{name}_std")), *extras]
     return pd.DataFrame(lines, columns=columns)

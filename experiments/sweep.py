@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -275,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.records.mkdir(parents=True, exist_ok=True)
     have = sum(done(c, args.records) for c in cells.values())
     console.print(f"{have} of {len(cells)} cells have a record; {work.total} to run")
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         sweep(work, backend.slots(), console)
     except KeyboardInterrupt:
@@ -282,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         work.stop()
+        signal.signal(signal.SIGTERM, before)
     for name, reason in work.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if work.skipped:

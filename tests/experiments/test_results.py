@@ -167,3 +167,28 @@ def test_records_are_found_by_id(tmp_path):
     record(cell()).write(tmp_path)
     record(cell("random")).write(tmp_path)  # of no row
     assert set(collect(grid(row()), tmp_path)) == {cell().id}
+
+
+def test_a_grid_told_by_task_ends_with_each_tasks_change_and_the_latency():
+    records = runs()
+    for r in records.values():
+        for form in r.cost.values():
+            form["latency"] = {"median_ms": 4.5}
+    found = only(frame := tidy(grid(row(), by_task=True), records))
+    assert list(frame.columns[-4:]) == ["latency_ms", "delta_m/seg", "delta_m/normal", "delta_m/depth"]
+    assert found["delta_m/seg"] == pytest.approx(np.mean([100 * (WORSE[s] - 1) / 2 for s in SEEDS]))
+    assert found["delta_m/normal"] == found["delta_m/depth"] == 0 and found["latency_ms"] == 4.5
+    assert found["delta_m"] == pytest.approx(np.mean([found[f"delta_m/{t}"] for t in TASKS]))
+
+
+def test_a_row_can_say_its_level():
+    of = Row("separate", tuple((cell(seed=s),) for s in SEEDS), level=0.7)
+    assert levels(grid(of), tidy(grid(of), runs())) == [0.7]
+
+
+def test_a_grid_can_report_validation():
+    records = runs()
+    for r in records.values():
+        r.metrics["val"] = {k: 2 * v for k, v in r.metrics["test"].items()}
+    found = only(tidy(grid(row(), split="val"), records))
+    assert found["seg/miou"] == pytest.approx(0.8 * np.mean(list(WORSE.values())))

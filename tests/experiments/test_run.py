@@ -4,12 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from cut import checkpoint
 from cut.records import read
-from experiments.run import main, run
+from experiments.run import _parsed, main, run
 from experiments.summary import print_table, rows
 from tests.test_configs import line
 
@@ -155,7 +156,6 @@ def test_an_interrupted_run_goes_on(folder, tmp_path):
     assert resumed.mask_overlap and resumed.mask_overlap == straight.mask_overlap
 
 
-import lightning.pytorch as pl  # noqa: E402
 
 
 class Kill(pl.Callback):
@@ -164,3 +164,44 @@ class Kill(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
+
+
+def test_a_cut_without_any_recovery(folder):
+    more = ["--pruning.tasks=[seg]", "--pruning.batches=2", f"--init={folder / 'dense'}", "--export=false"]
+    given = [a for a in arguments("cut", folder, *more) if not a.startswith(("--trainer.max_epochs", "--out"))]
+    record = read(run([*given, "--trainer.max_epochs=0", f"--out={folder / 'bare'}", "--id=bare"]))
+    assert record.id == "bare" and record.sparsity["kept"] == pytest.approx(0.9, abs=5e-4) and record.history == []
+    before = torch.load(folder / "dense/last.ckpt", weights_only=True)["state_dict"]
+    after = torch.load(folder / "bare/last.ckpt", weights_only=True)["state_dict"]
+    assert record.start == records(folder)[0].id
+    for name, s in record.layer_sparsity.items():
+        kept = after[f"network.{name}"] != 0
+        assert torch.equal(after[f"network.{name}"][kept], before[f"network.{name}"][kept])
+        assert float((~kept).float().mean()) >= s - 1e-6
+
+
+def test_snapshots_are_the_weights_before_an_epoch(folder):
+    out = folder / "snapshots"
+    run([*arguments("dense", folder, "--snapshots=[0]", "--id=snapshots", "--export=false"), f"--out={out}"])
+    pl.seed_everything(1, verbose=False)
+    start = torch.load(out / "epoch-0.ckpt", weights_only=True)["state_dict"]
+    end = torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
+    assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
+    fresh = _parsed(arguments("dense", folder)).model.state_dict()
+    assert all(torch.equal(start[k], v) for k, v in fresh.items()), "epoch 0 is the initialisation"
+
+
+def test_every_validated_epoch_has_test_metrics_and_the_last_ones_are_the_records(folder):
+    out = folder / "history"
+    more = ["--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=2", "--id=history", "--export=false"]
+    record = read(run([*arguments("dense", folder, *more), f"--out={out}"]))
+    looked = [any(k.startswith("test/") for k in h) for h in record.history]
+    assert looked == [any(k.startswith("val/") for k in h) for h in record.history] == [False, True, False, True]
+    for split, metrics in record.metrics.items():
+        assert metrics == {k: record.history[-1][f"{split}/{k}"] for k in metrics}
+    # Another look at the trained weights, by Lightning's own loop, finds the same.
+    cli = _parsed(arguments("dense", folder))
+    cli.model.load_state_dict(torch.load(out / "last.ckpt", weights_only=True)["state_dict"])
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    for key, value in record.metrics["test"].items():
+        assert float(cli.trainer.callback_metrics[f"test/{key}"]) == pytest.approx(value, rel=1e-4, abs=1e-5)
