@@ -212,7 +212,9 @@ class MultiTaskModel(pl.LightningModule):
         return {**losses, "": self._total(losses)}
 
     def _evaluate(self, split: str, batch: dict[str, Tensor]) -> None:
-        losses, size = self._update(split, batch), len(batch["image"])
+        losses = self._update(split, batch)
+        # A float: Lightning divides the sum over processes by their number, which an int loses the half of.
+        size: Any = float(len(batch["image"]))
         named = {f"{split}/{t}/loss" if t else f"{split}/loss": v for t, v in losses.items()}
         self.log_dict(named, sync_dist=True, batch_size=size)
 

@@ -25,6 +25,8 @@ from cut.schedules import OneShot, Schedule
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
 
+FEW = 2  # pictures
+
 
 class Pruning(Callback):
     """Cut a multi-task model for chosen tasks at set epochs of ``trainer.fit``.
@@ -267,8 +269,9 @@ class _Batches:
         self.batches, self.device, self.what = batches, device, what
 
     def first(self) -> Mapping[str, Tensor]:
-        """The first batch, on the device."""
-        return move_data_to_device(self.batches[0], self.device)
+        """A few pictures of the first batch, on the device: enough to see what belongs to which task."""
+        few = {k: v[:FEW] if isinstance(v, Tensor) and v.dim() else v for k, v in self.batches[0].items()}
+        return move_data_to_device(few, self.device)
 
     def __iter__(self) -> Any:
         """All batches in order."""

@@ -40,7 +40,6 @@ def rate_grid() -> Grid:
     rows = [
         Row(m, ((pruned(m, None if m == "dense-longer" else 0.7, 1, rate=rate),),), {"rate": rate})
         for m in METHODS
-        if m != "cut-plus"
         for rate in RATES
     ]
     return Grid("rates", "Learning rates", tuple(rows), longer([1]), split="val", note="Seed 1.")
@@ -85,15 +84,15 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "reconstruction, distillation": ("cut-reconstructed", {"trainer.callbacks": [DISTILLATION]}),
     "reconstruction, iterative": ("cut-reconstructed", {"pruning.schedule": ITERATIVE}),
     "reconstruction in 2 rounds": ("cut-reconstructed", {"pruning.rounds": 2}),
-    "reconstruction in 4 rounds": ("cut-plus", {}),
-    "reconstruction in 8 rounds": ("cut-plus", {"pruning.rounds": 8}),
-    "reconstruction in 8 rounds, 4 scoring batches": ("cut-plus", {"pruning.rounds": 8, "pruning.batches": 4}),
-    "reconstruction in 16 rounds, 4 scoring batches": ("cut-plus", {"pruning.rounds": 16, "pruning.batches": 4}),
-    "reconstruction in 4 rounds, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
-    "reconstruction in 4 rounds, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
-    "reconstruction in 4 rounds, squared": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
-    "reconstruction in 4 rounds, mean": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
-    "reconstruction in 4 rounds, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
+    "reconstruction in 4 rounds": ("cut-plus", {"pruning.rounds": 4}),
+    "reconstruction in 8 rounds (cut-plus)": ("cut-plus", {}),
+    "cut-plus, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
+    "cut-plus, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
+    "cut-plus, squared scores": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
+    "cut-plus, mean of scores": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
+    "cut-plus, union": ("cut-plus", {"pruning.fusion.init_args.share": 0.0}),
+    "cut-plus, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
+    "cut-plus, small towers": ("cut-plus", {"trainer.callbacks": [{"class_path": "cut.towers.SmallTowers"}]}),
 }
 
 
@@ -176,8 +175,10 @@ def separate(sparsity: float, seed: int) -> tuple[Cell, ...]:
     """Single-task models that together have as many weights as one joint model at a sparsity, in equal parts."""
     whole = BACKBONE_WEIGHTS + sum(HEAD_WEIGHTS[t] for t in KEPT)
     each = (whole - round(sparsity * whole)) // len(KEPT)
+    # The floor follows the sparsity that these models have, as everywhere.
+    kept = {t: floor(1 - each / (BACKBONE_WEIGHTS + HEAD_WEIGHTS[t])) for t in KEPT}
     settings = {"pruning.budget.init_args.target": each}
-    return tuple(pruned("separate", None, seed, [t], settings=settings) for t in KEPT)
+    return tuple(pruned("separate", None, seed, [t], settings={**settings, "pruning.floor": kept[t]}) for t in KEPT)
 
 
 def methods_grid() -> Grid:

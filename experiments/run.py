@@ -236,7 +236,7 @@ def run(argv: Sequence[str]) -> Path:
     if trainer.global_rank:
         return path
     meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
-    batch = data.score_batches(1)[0]
+    batch = data.score_batches(1, min(4, data.batch_size))[0]
     found = measure(model.network, dense, pruning, batch, model.losses, folder, meta, options.export)
     for key, value in found.items():
         setattr(record, key, value)

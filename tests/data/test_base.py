@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 
 from cut.data.base import MultiTaskData, Split
-from cut.data.synthetic import Synthetic
-from cut.model import MultiTaskModel
-from cut.network import NetworkConfig
 from cut.tasks import classification, depth
 
 
@@ -187,21 +184,3 @@ def test_stop_and_resume_equals_running_through(tmp_path: object) -> None:
 
     assert training(first) + training(second) == training(through)
     assert torch.equal(second.weight, through.weight)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_two_processes_judge_every_picture_once(tmp_path: object) -> None:
-    found = []
-    for devices in (1, 2):
-        torch.manual_seed(0)
-        data = Synthetic(num=18, batch_size=3)  # 4 pictures to validate on: 3 + 1, or 2 for each process
-        model = MultiTaskModel(data.tasks, NetworkConfig(backbone="mobilenetv2_035"))
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        runner = pl.Trainer(
-            accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto", **quiet
-        )
-        (result,) = runner.validate(model, data, verbose=False)
-        found.append({key: value for key, value in result.items() if not key.endswith("loss")})
-    assert len(found[0]) == 13
-    assert found[1] == pytest.approx(found[0], rel=1e-4)

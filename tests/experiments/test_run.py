@@ -156,8 +156,6 @@ def test_an_interrupted_run_goes_on(folder, tmp_path):
     assert resumed.mask_overlap and resumed.mask_overlap == straight.mask_overlap
 
 
-
-
 class Kill(pl.Callback):
     """Stops the program in the second epoch."""
 
