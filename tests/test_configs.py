@@ -6,14 +6,16 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
+from experiments import recipe
 from experiments.run import _parsed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+RATES = CONFIGS / "recipe/rates.yaml"  # numbers by method, not options
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {RATES})
 GROUPS = {
     "data": {"data"},
     "model": {"model"},
-    "pruning": {"method", "pruning"},
+    "pruning": {"method", "pruning", "trainer"},
     "trainer": {"trainer"},
     "recipe": {"trainer", "data", "model", "pruning"},
     "logger": {"trainer"},
@@ -34,6 +36,14 @@ def test_every_file_sets_its_folders_group_only(path):
         assert set(content["trainer"]) == {"logger"}
     if path.parent.name == "trainer":
         assert "logger" not in content["trainer"]
+    if path.parent.name == "pruning":
+        assert set(content.get("trainer", {})) <= {"callbacks"}, "a method may add callbacks, nothing else"
+
+
+def test_rates_are_of_methods_and_of_the_three_values():
+    found = yaml.safe_load(RATES.read_text())
+    assert set(found) <= {p.stem for p in (CONFIGS / "pruning").glob("*.yaml")}
+    assert set(found.values()) <= set(recipe.RATES)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml")))
@@ -46,7 +56,7 @@ def test_every_method_builds(name, tmp_path):
     )
     pruning = cli.trainer.callbacks
     assert any(type(c).__name__ == "Pruning" for c in pruning)
-    assert cli.config.method.replace("-", "_") == name
+    assert cli.config.method == name
     assert [t for t in cli.model.tasks] == ["seg", "normal", "depth", "edge"]
 
 
