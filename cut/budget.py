@@ -113,6 +113,23 @@ def _exact(ranking: Ranking, kept: int, front: Mask | None, cut: Mask | None, wh
     return best(ranking, kept, front, cut)
 
 
+def _down_to(
+    target: int,
+    now: int,
+    scores: Mapping[str, Scores],
+    fusion: Fusion,
+    front: Mask | None,
+    cut: Mask | None,
+    fraction: float,
+    what: str,
+) -> Mask:
+    """The mask that leaves ``target`` of ``now`` numbers, or goes that fraction of the way; a smaller model is kept."""
+    scored, zeros = scored_units(scores), max(0, now - target)
+    if zeros > scored:
+        raise ValueError(f"{what} is out of reach: {now - scored} are never cut")
+    return _exact(fusion(scores), scored - round(fraction * zeros), front, cut, what)
+
+
 class Sparsity:
     """Cut until a fraction of the Conv and Linear weights of backbone and kept heads is zero.
 
@@ -174,17 +191,8 @@ class Parameters:
         Raises:
             ValueError: If the floor, or what is never cut, needs more.
         """
-        scored = scored_units(scores)
-        zeros = size.prunable + size.other - self.target
-        if zeros < 0:
-            zeros = 0  # the model is smaller than the budget already
-        if zeros > scored:
-            raise ValueError(
-                f"a budget of {self.target} parameters is out of reach: "
-                f"{size.prunable + size.other - scored} are never cut"
-            )
-        kept = scored - round(fraction * zeros)
-        return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} parameters")
+        now = size.prunable + size.other
+        return _down_to(self.target, now, scores, fusion, front, cut, fraction, f"a budget of {self.target} parameters")
 
 
 class Weights:
@@ -213,14 +221,8 @@ class Weights:
         Raises:
             ValueError: If the floor, or what has no score, needs more.
         """
-        scored = scored_units(scores)
-        zeros = max(0, size.prunable - self.target)
-        if zeros > scored:
-            raise ValueError(
-                f"a budget of {self.target} weights is out of reach: {size.prunable - scored} are never cut"
-            )
-        kept = scored - round(fraction * zeros)
-        return _exact(fusion(scores), kept, front, cut, f"a budget of {self.target} weights")
+        now, what = size.prunable, f"a budget of {self.target} weights"
+        return _down_to(self.target, now, scores, fusion, front, cut, fraction, what)
 
 
 class KeepRatio:

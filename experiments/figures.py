@@ -87,7 +87,7 @@ def _against(x: str) -> Callable[[Grid, Records], Figure | None]:
 
 def _layers(grid: Grid, records: Records) -> Figure | None:
     found = {name: runs for name, runs in _at_level(grid, records).items() if runs[0].layer_sparsity}
-    chosen = {name: runs for name, runs in found.items() if runs[0].method in LAYERED} or found
+    chosen = {name: runs for name, runs in found.items() if name in LAYERED} or found
     return plots.layers(chosen, list(found)) if found else None
 
 

@@ -37,6 +37,8 @@ from cut.rewinding import Checkpoint
 from experiments.history import History, Snapshots, save
 from experiments.measure import measure
 
+ROOT = Path(__file__).parent.parent
+
 
 class CLI(LightningCLI):
     """LightningCLI plus the pruning callback as a group of its own, and what a record needs."""
@@ -130,9 +132,12 @@ def _evaluate(
 
 
 def _config(cli: CLI) -> dict[str, Any]:
-    """The resolved configuration as plain values."""
-    text = cli.parser.dump(cli.config, skip_none=False, format="json")
-    return json.loads(text)
+    """The resolved configuration as plain values; folders of this checkout relative to it, so that records travel."""
+    config = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
+    for key in ("init", "out", "records"):
+        if config.get(key) and Path(config[key]).is_relative_to(ROOT):
+            config[key] = str(Path(config[key]).relative_to(ROOT))
+    return config
 
 
 def _parsed(argv: Sequence[str]) -> CLI:
