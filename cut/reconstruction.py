@@ -23,26 +23,31 @@ CHUNK = 16  # pictures whose patches are in memory at a time
 POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
 
 
-def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """A layer's inputs as [groups, inputs of a weight's row, positions]."""
+def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor, step: int = 1) -> Tensor:
+    """A layer's inputs at every ``step``-th position as [groups, inputs of a weight's row, positions]."""
     if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1]).T[None]
+        return x.reshape(-1, x.shape[-1])[::step].T[None]
     if isinstance(layer.padding, str):
         raise ValueError(f"padding {layer.padding!r} of a convolution; allowed: numbers")
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
-        columns = x.flatten(2)
-    else:
-        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    count, size, positions = columns.shape
-    grouped = columns.view(count, layer.groups, size // layer.groups, positions)
-    return grouped.permute(1, 2, 0, 3).reshape(layer.groups, size // layer.groups, count * positions)
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
+    x = F.pad(x, (pw, pw, ph, ph))
+    count, channels, height, width = x.shape
+    high, wide = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    # Gathered at the wanted positions only: unfold would write all of them first.
+    at = torch.arange(0, count * high * wide, step, device=x.device)
+    picture, row, column = at // (high * wide), at // wide % high * sh, at % wide * sw
+    down = torch.arange(kh, device=x.device).repeat_interleave(kw) * dh
+    along = torch.arange(kw, device=x.device).repeat(kh) * dw
+    found = x.permute(0, 2, 3, 1)[picture[:, None], row[:, None] + down, column[:, None] + along]
+    return found.view(len(at), kh * kw, layer.groups, channels // layer.groups).permute(2, 3, 1, 0).flatten(1, 2)
 
 
-def _targets(layer: nn.Conv2d | nn.Linear, y: Tensor) -> Tensor:
-    """A layer's outputs as [groups, outputs of a group, positions]."""
+def _targets(layer: nn.Conv2d | nn.Linear, y: Tensor, step: int = 1) -> Tensor:
+    """A layer's outputs at every ``step``-th position as [groups, outputs of a group, positions]."""
     if isinstance(layer, nn.Linear):
-        return y.reshape(-1, y.shape[-1]).T[None]
-    return y.flatten(2).transpose(0, 1).reshape(layer.groups, y.shape[1] // layer.groups, -1)
+        return y.reshape(-1, y.shape[-1])[::step].T[None]
+    rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])[::step]
+    return rows.T.reshape(layer.groups, y.shape[1] // layer.groups, -1)
 
 
 def fit(gram: np.ndarray, moment: np.ndarray, kept: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
@@ -104,10 +109,10 @@ class _Fitter:
         gram: Any = 0.0
         moment: Any = 0.0
         for start in range(0, len(x), CHUNK):
-            columns = _patches(layer, x[start : start + CHUNK].float())
-            step = max(1, columns.shape[-1] // POSITIONS)
-            columns = columns[..., ::step].contiguous()
-            outputs = _targets(layer, y[start : start + CHUNK].float())[..., ::step].contiguous()
+            part = y[start : start + CHUNK]
+            step = max(1, part.numel() // layer.weight.shape[0] // POSITIONS)
+            columns = _patches(layer, x[start : start + CHUNK].float(), step).contiguous()
+            outputs = _targets(layer, part.float(), step).contiguous()
             gram = gram + columns @ columns.transpose(1, 2)
             moment = moment + outputs @ columns.transpose(1, 2)
         groups, rows = moment.shape[:2]
@@ -166,6 +171,8 @@ def reconstruct(
     if not pictures:
         raise ValueError("no batches to fit the weights on")
     image = torch.cat(pictures)
+    if image.dim() == 4:
+        image = image.contiguous(memory_format=torch.channels_last)  # many pictures at once are several times faster
     fitter = _Fitter(mask, ridge)
     names = {id(p): n for n, p in prunable(network).items()}
     twins = dict(dense.named_modules())
