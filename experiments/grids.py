@@ -38,13 +38,16 @@ AT_98 = ("magnitude", "disparse", "cut", "cut-plus")
 
 
 def rate_grid() -> Grid:
-    """Every method at every rate, 70 %, seed 1: validation decides."""
+    """Every method at every rate, seed 1: validation decides, at each sparsity for itself."""
+    dense_rows = [Row("dense-longer", ((pruned("dense-longer", None, 1, rate=r),),), {"rate": r}) for r in RATES]
     rows = [
-        Row(m, ((pruned(m, None if m == "dense-longer" else 0.7, 1, rate=rate),),), {"rate": rate})
+        Row(m, ((pruned(m, sparsity, 1, rate=rate),),), {"rate": rate})
+        for sparsity in (0.7, 0.9, 0.95)
         for m in METHODS
+        if m != "dense-longer" and m not in SAME
         for rate in RATES
     ]
-    return Grid("rates", "Learning rates", tuple(rows), longer([1]), split="val", note="Seed 1.")
+    return Grid("rates", "Learning rates", (*dense_rows, *rows), longer([1]), split="val", note="Seed 1.")
 
 
 def rooms_grid() -> Grid:
@@ -181,7 +184,10 @@ def separate(sparsity: float, seed: int) -> tuple[Cell, ...]:
     # The floor follows the sparsity that these models have, as everywhere.
     kept = {t: floor(1 - each / (BACKBONE_WEIGHTS + HEAD_WEIGHTS[t])) for t in KEPT}
     settings = {"pruning.budget.init_args.target": each}
-    return tuple(pruned("separate", None, seed, [t], settings={**settings, "pruning.floor": kept[t]}) for t in KEPT)
+    return tuple(
+        pruned("separate", None, seed, [t], settings={**settings, "pruning.floor": kept[t]}, level=sparsity)
+        for t in KEPT
+    )
 
 
 def methods_grid() -> Grid:
@@ -191,7 +197,7 @@ def methods_grid() -> Grid:
         rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in OTHERS]
         rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
         rows.append(Row("separate", (separate(sparsity, 1),), level=sparsity))
-    rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE),),), level=0.9))
+    rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE, level=0.9),),), level=0.9))
     return Grid("methods", "Every other method", tuple(rows), longer([1]), note="joint is snip's run.")
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.rates
 
-writes ``configs/recipe/rates.yaml``. A method whose runs are not all there keeps the rate it has.
+writes ``configs/recipe/rates.yaml``. A method whose runs at a sparsity are not all there keeps the rate it has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.recipe import rates
 
 ROOT = Path(__file__).parent.parent
 HEAD = """\
-# Highest learning rate of every method's recovery: the best of three by Delta_m on validation at 70 %, seed 1.
+# Highest learning rate of every method's recovery by sparsity: the best of three by Delta_m on validation, seed 1.
 # Written by python -m experiments.rates from the records of the grid "rates".
 """
 
@@ -35,16 +35,20 @@ def on_validation(record: Record, dense: Record) -> float:
     return delta_m(record.metrics["val"], reference, record.higher_is_better)
 
 
-def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, float]:
-    """Method to the rate with the highest Delta_m on validation; methods with a missing run are left out."""
-    found: dict[str, dict[float, float | None]] = {}
+def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, dict[float, float]]:
+    """Method to sparsity to the rate with the highest Delta_m on validation; where a run is missing nothing is chosen."""
+    found: dict[tuple[str, float], dict[float, float | None]] = {}
     for row in grid.rows:
         cell = row.runs[0][0]
         record, dense = records.get(cell.id), records.get(cell.start.id) if cell.start else None
         value = None if record is None or dense is None else on_validation(record, dense)
-        found.setdefault(row.method, {})[float(row.variant["rate"])] = value
-    whole = {m: {r: v for r, v in by_rate.items() if v is not None} for m, by_rate in found.items()}
-    return {m: max(v, key=lambda r: v[r]) for m, v in whole.items() if len(v) == len(found[m])}
+        found.setdefault((row.method, cell.target or 0.0), {})[float(row.variant["rate"])] = value
+    chosen: dict[str, dict[float, float]] = {}
+    for (method, sparsity), by_rate in found.items():
+        there = {r: v for r, v in by_rate.items() if v is not None}
+        if len(there) == len(by_rate):
+            chosen.setdefault(method, {})[sparsity] = max(there, key=lambda r: there[r])
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ids = {c.id for c in grid.cells()}
         records = {i: read(args.records / f"{i}.json") for i in ids if (args.records / f"{i}.json").is_file()}
-        chosen = {**rates(), **choose(grid, records)}
+        now, new = rates(), choose(grid, records)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cell = row.runs[0][0]
         if cell.id in records and cell.start is not None and cell.start.id in records:
             value = on_validation(records[cell.id], records[cell.start.id])
-            print(f"{row.method:18} {row.variant['rate']:<8g} {value:+.2f}")
+            print(f"{row.method:18} {cell.target or 0:<5g} {row.variant['rate']:<8g} {value:+.2f}")
+    chosen = {m: {**now.get(m, {}), **new.get(m, {})} for m in {*now, *new}}
     write_atomically(args.out, HEAD + yaml.safe_dump(chosen, sort_keys=True))
     return 0
 

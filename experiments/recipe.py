@@ -15,14 +15,36 @@ SEEDS = (1, 2, 3)
 RATES = (3e-4, 1e-3, 3e-3)
 FIRST_RATE = RATES[1]
 FLOOR = 0.05
+# Methods that take the learning rates of the one that they vary.
+VARIES = {
+    "random-erk": "random",
+    **dict.fromkeys(("magnitude-uniform", "magnitude-reconstructed", "rigl", "adapmtl"), "magnitude"),
+    **dict.fromkeys(("separate", "joint"), "snip"),
+    **dict.fromkeys(("taylor-per-task", "fisher", "fisher-per-task"), "taylor"),
+    **dict.fromkeys(("snip-init", "lth-early", "scratch"), "lth"),
+    **dict.fromkeys(("disparse-pt-gradient", "disparse-dynamic"), "disparse-pt"),
+    **dict.fromkeys(("cut-majority", "cut-intersection", "cut-mean", "cut-max", "cut-weighted", "cut-falling"), "cut"),
+    **dict.fromkeys(("cut-reference", "cut-squared", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
+    **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
+}
 # Options that follow the budget or the run's seed wherever a method's config has them.
 FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)
 
 
 @cache
-def rates() -> dict[str, float]:
-    """The learning rate of every method, chosen on validation (``python -m experiments.rates``)."""
+def rates() -> dict[str, dict[float, float]]:
+    """Method to sparsity to the learning rate chosen on validation (``python -m experiments.rates``)."""
     return dict(yaml.safe_load((CONFIGS / "recipe/rates.yaml").read_text()) or {})
+
+
+def rate_of(method: str, sparsity: float | None) -> float:
+    """The learning rate of a method: chosen at this sparsity or the next lower one that has a choice.
+
+    A method without a choice of its own has that of the one it varies; one that varies none has the middle rate.
+    """
+    found = rates().get(VARIES.get(method, method), {})
+    below = [s for s in found if s <= (sparsity or 0.0)]
+    return found[max(below)] if below else next(iter(found.values()), FIRST_RATE)
 
 
 def dense(seed: int, model: str = "mobilenetv2", settings: Mapping[str, Any] | None = None) -> Cell:
@@ -64,6 +86,7 @@ def pruned(
     rate: float | None = None,
     model: str = "mobilenetv2",
     settings: Mapping[str, Any] | None = None,
+    level: float | None = None,
 ) -> Cell:
     """One run of a method from the dense model.
 
@@ -73,9 +96,10 @@ def pruned(
         seed: Of data order, augmentation and scoring; the dense model has the same.
         tasks: The kept tasks.
         start: The dense run; default that of the seed.
-        rate: Highest learning rate; default the method's own from ``configs/recipe/rates.yaml``.
+        rate: Highest learning rate; default :func:`rate_of` the method.
         model: A config under ``configs/model``.
         settings: Further options.
+        level: The sparsity whose learning rate is taken, where ``sparsity`` does not say it.
     """
     start = start or dense(seed, model)
     configs = (
@@ -91,7 +115,7 @@ def pruned(
         "seed_everything": seed,
         "data.init_args.seed": seed,
         "pruning.tasks": list(tasks),
-        "model.init_args.optimizer.init_args.lr": rate or rates().get(method, FIRST_RATE),
+        "model.init_args.optimizer.init_args.lr": rate or rate_of(method, sparsity if level is None else level),
     }
     if sparsity is not None:
         options["pruning.budget.init_args.target"] = sparsity
