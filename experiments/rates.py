@@ -36,7 +36,7 @@ def on_validation(record: Record, dense: Record) -> float:
 
 
 def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, dict[float, float]]:
-    """Method to sparsity to the rate with the highest Delta_m on validation; where a run is missing nothing is chosen."""
+    """Method to sparsity to the rate with the highest Delta_m on validation; nothing where a run is missing."""
     found: dict[tuple[str, float], dict[float, float | None]] = {}
     for row in grid.rows:
         cell = row.runs[0][0]

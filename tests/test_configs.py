@@ -10,7 +10,7 @@ from experiments import recipe
 from experiments.run import _parsed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RATES = CONFIGS / "recipe/rates.yaml"  # numbers by method, not options
+RATES = CONFIGS / "recipe/rates.yaml"  # numbers by method and sparsity, not options
 FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {RATES})
 GROUPS = {
     "data": {"data"},
@@ -43,7 +43,8 @@ def test_every_file_sets_its_folders_group_only(path):
 def test_rates_are_of_methods_and_of_the_three_values():
     found = yaml.safe_load(RATES.read_text())
     assert set(found) <= {p.stem for p in (CONFIGS / "pruning").glob("*.yaml")}
-    assert set(found.values()) <= set(recipe.RATES)
+    assert {r for by_sparsity in found.values() for r in by_sparsity.values()} <= set(recipe.RATES)
+    assert all(0 <= s < 1 for by_sparsity in found.values() for s in by_sparsity)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml")))

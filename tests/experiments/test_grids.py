@@ -12,10 +12,10 @@ from cut.data.rooms import Rooms
 from cut.decomposition import prunable
 from cut.model import MultiTaskModel
 from cut.network import NetworkConfig
-from experiments import grids
-from experiments.cell import Cell
+from experiments import grids, recipe
+from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
-from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, dense, floor, rates
+from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, rate_of
 from experiments.run import CLI, _config, _parsed
 
 ALL = {name: make() for name, make in GRIDS.items()}
@@ -197,10 +197,24 @@ def test_options_that_follow_the_budget_or_the_seed_do(name):
 def test_every_method_runs_at_its_own_rate_and_the_rates_grid_at_all():
     for row in ALL["rates"].rows:
         assert row.runs[0][0].config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == row.variant["rate"]
-    by_method = Counter(r.method for r in ALL["rates"].rows)
-    assert set(by_method.values()) == {len(RATES)} and len(by_method) >= 14
+    counts = Counter((r.method, r.runs[0][0].target) for r in ALL["rates"].rows)
+    assert set(counts.values()) == {len(RATES)} and len(counts) == 3 * 13 + 1
     for cell in pruned_cells("rooms"):
-        assert cell.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rates().get(cell.method, RATES[1])
+        assert cell.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate_of(cell.method, cell.target)
+
+
+def test_a_rate_is_that_of_the_next_lower_sparsity_and_of_the_method_that_is_varied(monkeypatch):
+    monkeypatch.setattr(recipe, "rates", lambda: {"magnitude": {0.7: 1.0, 0.9: 2.0}, "dense-longer": {0.0: 3.0}})
+    assert [rate_of("magnitude", s) for s in (0.5, 0.7, 0.8, 0.9, 0.98)] == [1, 1, 1, 2, 2]
+    assert rate_of("magnitude-uniform", 0.95) == 2 and rate_of("dense-longer", None) == 3
+    assert rate_of("snip", 0.9) == RATES[1]
+
+
+def test_what_varies_a_method_is_a_method_without_runs_of_its_own_in_the_rates_grid():
+    names = {p.stem for p in (CONFIGS / "pruning").glob("*.yaml")}
+    chosen = {r.method for r in ALL["rates"].rows}
+    assert set(VARIES) <= names and set(VARIES.values()) <= chosen and not set(VARIES) & chosen
+    assert set(VARIES) | chosen | {"dense"} == names
 
 
 # Budgets and schedules that can be met.

@@ -11,6 +11,7 @@ from experiments.grid import Grid, Row
 from tests.experiments.grid_records import METRICS, by_id, cell, dense_cell, record
 
 ERROR = "depth/rel"  # smaller is better
+AT = cell("cut").target
 LR = "model.init_args.optimizer.init_args.lr"
 
 
@@ -49,7 +50,7 @@ FACTORS = {
 
 
 def test_the_highest_delta_m_on_validation_is_chosen():
-    assert rates.choose(grid(), everything(FACTORS)) == {"cut": 3e-3, "magnitude": 1e-3}
+    assert rates.choose(grid(), everything(FACTORS)) == {"cut": {AT: 3e-3}, "magnitude": {AT: 1e-3}}
 
 
 def test_delta_m_is_over_the_kept_tasks_only():
@@ -58,10 +59,21 @@ def test_delta_m_is_over_the_kept_tasks_only():
     assert "edge/l1" in judged(dense_cell()).metrics["val"] and "edge/l1" not in part.metrics["val"]
 
 
+def test_every_sparsity_has_a_choice_of_its_own():
+    other = {("cut", r): f for r, f in ((1e-3, 1.0), (3e-3, 1.2), (1e-2, 1.1))}
+    budget = "pruning.budget.init_args.target"
+    more = {r: cell("cut", **{LR: r, budget: 0.37}) for _, r in other}
+    whole = Grid(
+        "rates", "Rates", grid(("cut",)).rows + tuple(Row("cut", ((c,),), {"rate": r}) for r, c in more.items())
+    )
+    records = everything(FACTORS) | by_id(*(judged(more[r], f) for (_, r), f in other.items()))
+    assert rates.choose(whole, records) == {"cut": {AT: 3e-3, 0.37: 1e-3}}
+
+
 @pytest.mark.parametrize("gone", [("cut", 1e-3), ("cut", 3e-3)])
 def test_a_method_with_a_missing_run_is_left_out(gone):
     some = {k: v for k, v in FACTORS.items() if k != gone}
-    assert rates.choose(grid(), everything(some)) == {"magnitude": 1e-3}
+    assert rates.choose(grid(), everything(some)) == {"magnitude": {AT: 1e-3}}
 
 
 def test_without_the_dense_record_nothing_is_chosen():
@@ -74,7 +86,7 @@ def test_without_the_dense_record_nothing_is_chosen():
 def folder(tmp_path, monkeypatch):
     """A folder of records, and a rates file that has a method of its own already."""
     monkeypatch.setitem(rates.GRIDS, "rates", grid)
-    monkeypatch.setattr(rates, "rates", lambda: {"other": 0.5, "cut": 0.7})
+    monkeypatch.setattr(rates, "rates", lambda: {"other": {0.9: 0.5}, "cut": {0.1: 0.4, AT: 0.7}})
     for r in everything(FACTORS).values():
         r.write(tmp_path / "records")
     return tmp_path
@@ -88,7 +100,11 @@ def test_main_writes_the_choices_and_keeps_the_rest(folder, capsys):
     assert call(folder) == 0
     text = (folder / "rates.yaml").read_text()
     assert text.startswith("# ")
-    assert yaml.safe_load(text) == {"cut": 3e-3, "magnitude": 1e-3, "other": 0.5}
+    assert yaml.safe_load(text) == {
+        "cut": {0.1: 0.4, AT: 3e-3},
+        "magnitude": {AT: 1e-3},
+        "other": {0.9: 0.5},
+    }
     assert len(capsys.readouterr().out.splitlines()) == len(FACTORS)
     assert not list(folder.glob("*.part"))
 
@@ -96,7 +112,11 @@ def test_main_writes_the_choices_and_keeps_the_rest(folder, capsys):
 def test_main_keeps_the_rate_of_a_method_whose_runs_are_not_all_there(folder):
     (folder / "records" / f"{of_rate('cut', 1e-2).id}.json").unlink()
     assert call(folder) == 0
-    assert yaml.safe_load((folder / "rates.yaml").read_text()) == {"cut": 0.7, "magnitude": 1e-3, "other": 0.5}
+    assert yaml.safe_load((folder / "rates.yaml").read_text()) == {
+        "cut": {0.1: 0.4, AT: 0.7},
+        "magnitude": {AT: 1e-3},
+        "other": {0.9: 0.5},
+    }
 
 
 def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
