@@ -14,14 +14,19 @@ SPARSITY ?= 0.9
 N ?= 100
 SIZE ?= 96x128
 SEED ?= 0
-OUT ?= runs/rooms
+LAYOUT ?=
+OUT ?= runs/rooms$(if $(LAYOUT),-$(LAYOUT))
 FURNITURE ?=
+# A layout is written from the embedded set, without the renderer, unless N or SEED asks for new rooms.
+RENDER := $(if $(LAYOUT),$(filter-out file,$(origin N) $(origin SEED)),yes)
+RENDERED = $(OUT)$(if $(LAYOUT),-rendered)
 # make table-NAME
 WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 RUN ?= 1
 
 help: ## Show this list
 	@printf "  make %-12s %s\n" table-NAME "Run what table NAME lacks, then render it (RUN=0: render only); NAME: $(TABLES)"
+	@printf "  make %-12s %s\n" table-SET "The tables of a published set, DATA=/path, or SMOKE=1 for a reduced run on a stand-in; SET: $(PAPERS)"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Build .venv with everything that test and demo need
@@ -62,6 +67,12 @@ table-%: $(STAMP)
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep $* --workers $(WORKERS))
 	$(PY) -m experiments.tables --grid $*
 
+PAPERS := nyuv2 cityscapes taskonomy
+DATA ?=
+SMOKE ?=
+$(PAPERS:%=table-%): table-%: $(STAMP)
+	$(PY) -m experiments.published $* $(if $(DATA),--data $(DATA)) $(if $(filter-out 0,$(SMOKE)),--small) --workers $(WORKERS) $(if $(filter 0,$(RUN)),--render)
+
 TABLES := rates changes rooms recovery methods fusion subsets backbones
 $(TABLES:%=table-%): # named, so that make knows them and completes them
 
@@ -78,8 +89,10 @@ $(VENV)/.render: $(STAMP)
 	$(PY) -m pip install --progress-bar off -e ".[render]"
 	touch $@
 
-rooms: $(VENV)/.render ## Render a set of rooms: N=100 SIZE=96x128 SEED=0 OUT=runs/rooms [FURNITURE=/folder]
-	$(PY) -m experiments.rooms render --num $(N) --size $(SIZE) --seed $(SEED) --out $(OUT) $(if $(FURNITURE),--furniture $(FURNITURE))
+rooms: $(if $(RENDER),$(VENV)/.render,$(STAMP)) ## Render rooms: N=100 SIZE=96x128 SEED=0 OUT=runs/rooms [FURNITURE=/folder]; LAYOUT=nyuv2|cityscapes|taskonomy: a stand-in
+	$(if $(RENDER),$(PY) -m experiments.rooms render --num $(N) --size $(SIZE) --seed $(SEED) --out $(RENDERED) $(if $(FURNITURE),--furniture $(FURNITURE)))
+	$(if $(RENDER),$(PY) -m experiments.rooms attribution --set $(RENDERED) --out $(RENDERED)/ATTRIBUTION.md $(if $(FURNITURE),--furniture $(FURNITURE)))
+	$(if $(LAYOUT),$(PY) -m experiments.rooms layout --layout $(LAYOUT) --size $(SIZE) --out $(OUT) $(if $(RENDER),--set $(RENDERED)))
 
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

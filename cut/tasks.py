@@ -170,8 +170,10 @@ def _seg_metrics(family: str, classes: int, void_is_wrong: bool) -> dict[str, Me
     return {"miou": m.MeanIoU(classes), "pixel_acc": m.PixelAccuracy(classes)}
 
 
-def _normal_metrics(family: str) -> dict[str, Metric]:
-    old = family == "legacy"
+def _normal_metrics(family: str, raw: bool = False) -> dict[str, Metric]:
+    if raw and family == "corrected":
+        raise ValueError("normals that are raw colours have legacy metrics only; allowed: family 'legacy'")
+    old = family == "legacy" and not raw
     within = legacy.LegacyWithinAngle if old else m.WithinAngle
     return {
         "mean": legacy.LegacyMeanAngle() if old else m.MeanAngle(),
@@ -223,15 +225,22 @@ def segmentation(
     return Task(name, "segmentation", len(classes), criterion, metrics, weight, classes=tuple(classes))
 
 
-def normals(name: str = "normal", weight: float = 1.0) -> Task:
-    """Surface normals: labels [B, 3, H, W], unit vectors, zero = unknown."""
-    unit = "unit vector, camera frame"
-    return Task(name, "normals", 3, one_minus_cosine, _normal_metrics, weight, unit=unit)
+def normals(name: str = "normal", weight: float = 1.0, raw: bool = False) -> Task:
+    """Surface normals: labels [B, 3, H, W], unit vectors, zero = unknown.
+
+    Args:
+        name: Key of the task.
+        weight: Loss weight.
+        raw: The labels are directions of raw 0-255 colours, as in the published code: its metrics are angles between
+            them as they are, and there is no corrected family.
+    """
+    unit = "direction of a raw colour" if raw else "unit vector, camera frame"
+    return Task(name, "normals", 3, one_minus_cosine, partial(_normal_metrics, raw=raw), weight, unit=unit)
 
 
-def depth(name: str = "depth", weight: float = 1.0) -> Task:
-    """Depth: labels [B, 1, H, W] in metres, 0 = unknown."""
-    return Task(name, "depth", 1, l1_where_positive, _depth_metrics, weight, unit="m")
+def depth(name: str = "depth", weight: float = 1.0, unit: str = "m") -> Task:
+    """Depth: labels [B, 1, H, W], in metres unless ``unit`` says otherwise, 0 = unknown."""
+    return Task(name, "depth", 1, l1_where_positive, _depth_metrics, weight, unit=unit)
 
 
 def regression_map(name: str, weight: float = 1.0, low: float = 0.0, high: float = 1.0) -> Task:

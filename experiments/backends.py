@@ -30,6 +30,7 @@ class Job:
         runs: Folder of the runs' folders.
         threads: Threads of the run.
         keep: Whether a pruned run's folder is kept.
+        options: Options of the run that are no part of what it is, such as where the data lie.
     """
 
     cell: Cell
@@ -37,6 +38,7 @@ class Job:
     runs: Path
     threads: int = 1
     keep: bool = False
+    options: tuple[str, ...] = ()
 
 
 Run = Callable[[Job], None]

@@ -63,13 +63,13 @@ def floor(sparsity: float) -> float:
     return round(min(FLOOR, (1 - sparsity) / 5), 6)
 
 
-def _following(config: Mapping[str, Any], seed: int, target: float | None, path: str = "pruning") -> dict[str, Any]:
-    """Settings for the options that follow the budget or the seed."""
+def following(config: Mapping[str, Any], seed: int, target: float | None, path: str = "pruning") -> dict[str, Any]:
+    """Settings for the options of a method's config that follow the budget or the seed, wherever they are."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{path}.{key}"
         if isinstance(value, Mapping):
-            found |= _following(value, seed, target, name)
+            found |= following(value, seed, target, name)
         elif key in FOLLOW_SEED:
             found[name] = seed
         elif key in FOLLOW_TARGET and target is not None:
@@ -121,7 +121,7 @@ def pruned(
         options["pruning.budget.init_args.target"] = sparsity
         if floor(sparsity) != FLOOR:
             options["pruning.floor"] = floor(sparsity)
-    options |= _following(plain.config.get("pruning", {}), seed, sparsity)
+    options |= following(plain.config.get("pruning", {}), seed, sparsity)
     return Cell(configs, {**options, **(settings or {})}, start)
 
 

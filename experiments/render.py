@@ -48,9 +48,16 @@ DETAILS = (
     DELTA,
     Column("delta_m_vs_longer", "Δm vs longer %"),
     Column("seg/miou", "seg mIoU % ↑", 100, 2, True),
+    Column("seg/legacy/miou", "seg mIoU % (legacy) ↑", 100, 2, True),
+    Column("seg/legacy/pixel_acc", "seg pixel acc. % (legacy) ↑", 100, 2, True),
     Column("normal/mean", "normals mean ° ↓", 1, 2, False),
+    Column("normal/legacy/mean", "normals mean ° (legacy) ↓", 1, 2, False),
     Column("depth/rel", "depth rel. error ↓", 1, 4, False),
+    Column("depth/legacy/rel", "depth rel. error (legacy) ↓", 1, 4, False),
+    Column("keypoint/l1", "keypoint L1 ↓", 1, 4, False),
+    Column("keypoint/legacy/l1", "keypoint L1 (legacy) ↓", 1, 4, False),
     Column("edge/l1", "edge L1 ↓", 1, 4, False),
+    Column("edge/legacy/l1", "edge L1 (legacy) ↓", 1, 4, False),
     Column("params", "params M", 1e-6),
     Column("nonzero", "non-zero M", 1e-6, 3),
     Column("macs", "MMACs", 1e-6, 1),
@@ -115,6 +122,12 @@ def _applies(column: Column, tasks: str) -> bool:
     return not name or (name if group == "delta_m" else group) in tasks.split("+")
 
 
+def _has(frame: pd.DataFrame, column: Column) -> bool:
+    """Whether the records tell a metric: of those of one family nothing is said about the other's."""
+    legacy = any("/legacy/" in str(c) for c in frame.columns)
+    return "/" not in column.name or column.name in frame.columns or not (legacy or "/legacy/" in column.name)
+
+
 def _shown(frame: pd.DataFrame, rows: Sequence[int], column: Column) -> dict[int, Text]:
     """One column of the rows (positions in the frame), the best one bold among rows of the same tasks and backbone."""
     spread = f"{column.name}_std"
@@ -175,7 +188,7 @@ def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
     if not rows:
         raise ValueError(f"grid {grid.name!r} has no row of sparsity {level:g}; it has {sorted(set(of))}")
     identity = _identity(grid, frame)
-    kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows)]
+    kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows) and _has(frame, c)]
     if not grid.longer:
         kept = [c for c in kept if c.name != "delta_m_vs_longer"]
     if grid.by_task:
@@ -235,13 +248,14 @@ def page(grid: Grid, frame: pd.DataFrame, records: Records) -> str:
     return "\n\n".join(p.rstrip("\n") for p in parts) + "\n"
 
 
-def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables")) -> list[Path]:
+def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables"), more: str = "") -> list[Path]:
     """Write ``<grid>.md``, ``.csv`` (the tidy frame) and ``.tex``, each whole or not at all.
 
     Args:
         grid: The table.
         records: Folder of records.
         out: Folder of tables.
+        more: What the Markdown page ends with.
 
     Returns:
         The files.
@@ -254,7 +268,7 @@ def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables")
     frame = tidy(grid, found)
     said = caption(grid, found).replace("**", "")
     contents = {
-        "md": page(grid, frame, found),
+        "md": page(grid, frame, found) + (f"\n{more}" if more else ""),
         "csv": frame.round(6).to_csv(index=False),
         "tex": "\n".join(latex(t, said) for t in tables(grid, frame)),
     }

@@ -282,8 +282,8 @@ def _finish(trainer: pl.Trainer, folder: Path) -> None:
 
 
 def _size(data: MultiTaskData) -> tuple[int, int]:
-    """Height and width of the pictures."""
-    height, width = data.score_batches(1, 1)[0]["image"].shape[-2:]
+    """Height and width of the test pictures."""
+    height, width = data.splits["test"][0, 0]["image"].shape[-2:]  # training pictures may be crops
     return int(height), int(width)
 
 

@@ -84,7 +84,7 @@ def run_cell(job: Job) -> None:
         if job.cell.start is None:
             extra.append("--snapshots=[0,5]")
         try:
-            code = main([*job.cell.argv(records, job.runs), *extra])
+            code = main([*job.cell.argv(records, job.runs), *extra, *job.options])
         except Exception:
             traceback.print_exc()
             code = 1
@@ -143,12 +143,21 @@ class Sweep:
         backend: Where cells run.
         threads: Threads of each run.
         keep: Keep the folders of pruned runs (dense ones are kept always: others start from them).
+        options: Further options of every run.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], records: Path, runs: Path, backend: Backend, threads: int = 1, keep: bool = False
+        self,
+        cells: Sequence[Cell],
+        records: Path,
+        runs: Path,
+        backend: Backend,
+        threads: int = 1,
+        keep: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
         self.records, self.runs, self.backend, self.threads, self.keep = records, runs, backend, threads, keep
+        self.cells, self.options = list(cells), tuple(options)
         self.waiting = missing(cells, records, runs)
         self.total = len(self.waiting)
         self.failed: dict[str, str] = {}
@@ -177,7 +186,7 @@ class Sweep:
                 self.skipped.append(cell.id)
                 continue
             self._started[cell.id] = time.perf_counter()
-            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep))
+            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep, self.options))
         if not self._started:  # nothing will change any more
             for cell in self.waiting:
                 self.failed[cell.id] = f"its dense run {cell.start.id if cell.start else ''} left no last.ckpt"
@@ -232,6 +241,30 @@ def sweep(work: Sweep, slots: int, console: Console) -> None:
         progress.update(bar, completed=len(work.seconds), left="0:00:00")
 
 
+def finish(work: Sweep, console: Console) -> int:
+    """Run a sweep to its end and say what failed: 0 if nothing did, 1 if some cells did, 130 if stopped."""
+    work.records.mkdir(parents=True, exist_ok=True)
+    have = sum(done(c, work.records) for c in work.cells)
+    console.print(f"{have} of {len(work.cells)} cells have a record; {work.total} to run")
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sweep(work, work.backend.slots(), console)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    finally:
+        work.stop()
+        signal.signal(signal.SIGTERM, before)
+    for name, reason in work.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if work.skipped:
+        print(f"{len(work.skipped)} cells are being run by another sweep", file=sys.stderr)
+    if work.failed:
+        lines = "\n".join(f"{k}: {v}" for k, v in work.failed.items())
+        write_atomically(work.runs / "failed.txt", lines + "\n")
+    return 1 if work.failed else 0
+
+
 def _interrupt(number: int, frame: Any) -> None:
     """A polite kill is the same as Ctrl-C."""
     raise KeyboardInterrupt
@@ -273,25 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.records.mkdir(parents=True, exist_ok=True)
-    have = sum(done(c, args.records) for c in cells.values())
-    console.print(f"{have} of {len(cells)} cells have a record; {work.total} to run")
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        sweep(work, backend.slots(), console)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    finally:
-        work.stop()
-        signal.signal(signal.SIGTERM, before)
-    for name, reason in work.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if work.skipped:
-        print(f"{len(work.skipped)} cells are being run by another sweep", file=sys.stderr)
-    if work.failed:
-        write_atomically(args.runs / "failed.txt", "\n".join(f"{k}: {v}" for k, v in work.failed.items()) + "\n")
-    return 1 if work.failed else 0
+    return finish(work, console)
 
 
 if __name__ == "__main__":

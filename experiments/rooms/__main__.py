@@ -1,4 +1,4 @@
-"""Command line: ``python -m experiments.rooms render|pack|sheet|check|attribution``."""
+"""Command line: ``python -m experiments.rooms render|pack|sheet|check|attribution|layout``."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.rooms import catalog, pack, produce
 from experiments.rooms.attribution import write_attribution
 from experiments.rooms.check import describe
+from experiments.rooms.layouts import LAYOUTS, write_layout
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     attribution.add_argument("--out", type=Path, required=True)
     attribution.add_argument("--furniture", type=Path, help="folder of the .sh3f archives")
     attribution.set_defaults(run=_attribution)
+    layout = commands.add_parser("layout", help="write a set as a published data set is laid out (a stand-in for it)")
+    layout.add_argument("--layout", required=True, help=", ".join(LAYOUTS))
+    layout.add_argument("--out", type=Path, required=True, help="folder of the stand-in")
+    layout.add_argument("--set", type=Path, help="folder of the rooms; default: the embedded set")
+    layout.add_argument("--size", help="HEIGHTxWIDTH in pixels; default: the rooms' own")
+    layout.set_defaults(run=_layout)
     return parser
 
 
@@ -81,6 +88,13 @@ def _sheet(options: argparse.Namespace) -> None:
 
 def _attribution(options: argparse.Namespace) -> None:
     write_attribution(options.set, catalog.find_furniture(options.furniture), options.out)
+
+
+def _layout(options: argparse.Namespace) -> None:
+    size = None if options.size is None else produce.parse_size(options.size)
+    counts = write_layout(options.layout, options.out, options.set, size)
+    title = LAYOUTS[options.layout].title
+    print(f"{options.out}: Rooms in {title} layout, {counts['train']} train and {counts['test']} test pictures")
 
 
 def _check(options: argparse.Namespace) -> None:

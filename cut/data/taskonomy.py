@@ -1,0 +1,189 @@
+"""Tiny-Taskonomy: indoor pictures with five dense tasks, as Taskonomy lays them out and AdaShare's index lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cut.data.augmentation import Augmentation
+from cut.data.base import IMAGENET_MEAN, IMAGENET_STD
+from cut.data.files import (
+    Example,
+    FileData,
+    Layout,
+    chosen,
+    classes_label,
+    detect,
+    inside,
+    loss_weights,
+    read_index,
+    read_png,
+    unit_label,
+)
+from cut.tasks import Task, depth, normals, regression_map, segmentation
+
+TASKS = ("seg", "normal", "depth", "keypoint", "edge")
+# The papers' lambdas.
+WEIGHTS = {"seg": 1.0, "normal": 3.0, "depth": 2.0, "keypoint": 7.0, "edge": 7.0}
+SOURCE = (
+    "Taskonomy is obtained from its repository (StanfordVL/taskonomy), the index from AdaShare's "
+    "(sunxm2357/AdaShare); docs/datasets.md has the details"
+)
+CLASSES = (
+    *("background", "bottle", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "microwave"),
+    *("oven", "toaster", "sink", "refrigerator", "book", "clock", "vase"),
+)
+PRIOR = "semseg_prior_factor.npy"
+SIDE = 256  # larger pictures are resized to it
+UNKNOWN_NORMAL = 128
+DEEPEST, PER_METRE = 64500, 512
+CLIP = {"keypoint": 0.005, "edge": 0.08}  # of 2^16
+
+
+class Taskonomy16(Layout):
+    """An index of png files; depth, keypoints and edges have 16 bits."""
+
+    marker = "taskonomy.json"
+    expected = (
+        "taskonomy.json with rows of [rgb, segment_semantic, normal, depth_zbuffer, keypoints2d, edge_texture] png "
+        f"files, and {PRIOR}"
+    )
+    size = (SIDE, SIDE)
+    classes = CLASSES
+    columns = ("image", *TASKS)
+
+    def examples(self, root: Path, split: str) -> list[Example]:
+        """The rows of the index."""
+        rows = read_index(root / self.marker, len(self.columns))[split]
+        return [Example(row[0], {k: located(root, p) for k, p in zip(self.columns, row, strict=True)}) for row in rows]
+
+    def array(self, example: Example, key: str) -> np.ndarray:
+        """A decoded file, at most 256x256."""
+        return shrunk(read_png(example.files[key], 3 if key in ("image", "normal") else 1))
+
+    def label(self, key: str, array: np.ndarray, mirrored: bool, legacy: bool) -> Tensor:
+        """A label; the legacy protocol has logarithmic depth, and keypoints and edges in [-1, 1]."""
+        if key == "seg":
+            return classes_label(array.astype(np.int16) - 1, len(self.classes))  # 0 is not known
+        if key == "normal":
+            known = (array != UNKNOWN_NORMAL).any(-1)
+            return unit_label(array.astype(np.float32) / 127.5 - 1, known, mirrored)
+        raw = torch.from_numpy(np.ascontiguousarray(array).astype(np.float32))[None]
+        if key == "depth":
+            scaled = torch.log1p(raw) / np.log(2.0**16) if legacy else raw / PER_METRE
+            return scaled.where(raw < DEEPEST, 0.0)
+        response = (raw / 2**16).clamp_max(CLIP[key]) / CLIP[key]
+        return response * 2 - 1 if legacy else response
+
+
+def located(root: Path, listed: str) -> Path:
+    """Where a listed file is: as written if it is there, else with its first two folders swapped, as published.
+
+    The index names ``<building>/<domain>/<file>``; the files lie in ``<domain>/taskonomy/<building>/<file>``.
+
+    Example:
+        >>> located(Path("data"), "allensville/rgb/point_1.png").as_posix()
+        'data/rgb/taskonomy/allensville/point_1.png'
+    """
+    written = inside(root, listed)
+    parts = PurePosixPath(listed).parts
+    if len(parts) < 3 or written.exists():
+        return written
+    return root.joinpath(parts[1], "taskonomy", parts[0], *parts[2:])
+
+
+def shrunk(array: np.ndarray) -> np.ndarray:
+    """An array of pixels, at most 256x256, by the nearest pixel."""
+    height, width = array.shape[:2]
+    if height <= SIDE and width <= SIDE:
+        return array
+    rows = ((np.arange(SIDE) + 0.5) * height / SIDE).astype(np.intp)
+    columns = ((np.arange(SIDE) + 0.5) * width / SIDE).astype(np.intp)
+    return array[rows[:, None], columns]
+
+
+def class_weights(root: Path) -> list[float]:
+    """The weights of the segmentation's classes that come with the set.
+
+    Raises:
+        ValueError: If the file is missing or does not hold 17 positive numbers.
+    """
+    path = root / PRIOR
+    try:
+        found = np.load(path, allow_pickle=False).astype(float).ravel()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is missing: Taskonomy's class weights (taskbank/lib/data of its repository)"
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if len(found) != len(CLASSES) or not np.isfinite(found).all() or found.min() <= 0:
+        raise ValueError(f"{path} holds {len(found)} numbers; expected {len(CLASSES)} positive ones")
+    return [float(v) for v in found]
+
+
+class Taskonomy(FileData):
+    """The Tiny-Taskonomy data module.
+
+    Args:
+        root: Folder of the set.
+        tasks: Which of seg, normal, depth, keypoint, edge.
+        batch_size: Pictures per batch and process.
+        num_workers: Loader processes.
+        seed: Seed of order, augmentation and scoring batches.
+        mean: Mean of the input normalisation.
+        std: Standard deviation of it.
+        augmentation: Of training pictures; None mirrors half of them.
+        subset: Use the first so many training pictures only; None = all.
+        legacy: The published protocol: BGR minus a mean colour, logarithmic depth, keypoints and edges in [-1, 1]. A
+            model trained so takes BGR.
+        weights: Loss weights by task; default the papers'.
+
+    Raises:
+        ValueError: If there is no such set, or an argument is not allowed.
+    """
+
+    name = "taskonomy"
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        tasks: Sequence[str] = TASKS,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        augmentation: Augmentation | None = None,
+        subset: int | None = None,
+        legacy: bool = False,
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        names, by = chosen("Taskonomy", tasks, TASKS), loss_weights(weights, WEIGHTS)
+        folder, layout = detect(root, (Taskonomy16(),), "Tiny-Taskonomy", SOURCE)
+        unit, low = ("log(1 + depth) / log(2^16)", -1.0) if legacy else ("m", 0.0)
+        known: dict[str, Task] = {
+            "normal": normals(weight=by["normal"]),
+            "depth": depth(weight=by["depth"], unit=unit),
+            "keypoint": regression_map("keypoint", by["keypoint"], low),
+            "edge": regression_map("edge", by["edge"], low),
+        }
+        if "seg" in names:
+            known["seg"] = segmentation(layout.classes, weight=by["seg"], class_weights=class_weights(folder))
+        super().__init__(
+            folder,
+            layout,
+            [known[name] for name in names],
+            batch_size,
+            num_workers,
+            seed,
+            mean,
+            std,
+            augmentation,
+            subset,
+            legacy,
+        )
