@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cut.masks import apply_mask
-from cut.reconstruction import fit, reconstruct
+from cut.reconstruction import fit, fit_large, reconstruct
 
 
 class Small(nn.Module):
@@ -136,3 +136,34 @@ def test_bad_input_is_refused(given, message):
     dense, pruned, mask = cut_pair()
     with pytest.raises(ValueError, match=message):
         reconstruct(pruned, dense, mask, **{"batches": batches(), **given})
+
+
+def test_large_layers_are_fitted_as_well_as_by_solving_the_equations():
+    rng = np.random.default_rng(0)
+    inputs = np.maximum(rng.standard_normal((600, 20)) @ rng.standard_normal((20, 90)), 0)
+    inputs += 0.3 * rng.standard_normal((600, 90))
+    wanted = rng.standard_normal((7, 90))
+    outputs, kept = inputs @ wanted.T, rng.random((7, 90)) < 0.4
+    kept[3] = False
+    arrays = (inputs.T @ inputs, outputs.T @ inputs, kept, wanted * kept)
+    exact = fit(*arrays, 1e-2)
+    tensors = [torch.from_numpy(a) if a.dtype == bool else torch.from_numpy(a).float() for a in arrays]
+    found = fit_large(*tensors, 1e-2).numpy()
+    assert (found[~kept] == 0).all() and found.dtype == np.float32
+
+    def error(weights):
+        return ((inputs @ weights.T - outputs) ** 2)[:, kept.any(1)].mean()
+
+    assert error(exact) < 0.5 * error(wanted * kept), "there is something to fit"
+    assert error(found) == pytest.approx(error(exact), rel=1e-3)
+
+
+def test_a_network_is_fitted_alike_by_both(monkeypatch):
+    results = []
+    for direct in (10**6, 0):
+        monkeypatch.setattr("cut.reconstruction.DIRECT", direct)
+        dense, pruned, mask = cut_pair()
+        reconstruct(pruned, dense, mask, batches())
+        with torch.no_grad():
+            results.append(pruned(batches()[0]["image"]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-2, atol=1e-2)
