@@ -35,8 +35,8 @@ def advice(name: str) -> str:
     """What to do without the set."""
     own, other = SETS[name].name, papers.label(name, True)
     return (
-        f"table-{name} needs {own} on disk: make table-{name} DATA=/path (docs/datasets.md says where it is obtained and "
-        f"how its folder looks). To see it work without: SMOKE=1 make table-{name} runs a reduced grid on "
+        f"table-{name} needs {own} on disk: make table-{name} DATA=/path (docs/datasets.md says where it is obtained "
+        f"and how its folder looks). To see it work without: SMOKE=1 make table-{name} runs a reduced grid on "
         f"'{other}', which is not {own}; "
         f"make rooms LAYOUT={name} OUT=runs/{papers.folder(name, True)}/data writes that stand-in for a whole run"
     )
