@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from cut.fusion import Fusion, Ranking
 from cut.scores import Scores
 from cut.selection import Mask, best, best_per_layer
+
+if TYPE_CHECKING:
+    from cut.unitcost import Amounts, UnitCost
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ class Sparsity:
             )
         return _exact(fusion(scores), scored - zeros, front, cut, f"sparsity {self.target}")
 
+    def limits(self, cost: UnitCost) -> Amounts:
+        """Over units: the largest number of Conv and Linear weights that may be left."""
+        return {"weights": (1 - self.target) * cost.dense["weights"]}
+
 
 class Parameters:
     """Cut until a number of parameters is left, norms, biases and all.
@@ -194,6 +201,10 @@ class Parameters:
         now = size.prunable + size.other
         return _down_to(self.target, now, scores, fusion, front, cut, fraction, f"a budget of {self.target} parameters")
 
+    def limits(self, cost: UnitCost) -> Amounts:
+        """Over units: the largest number of parameters that may be left."""
+        return {"parameters": self.target}
+
 
 class Weights:
     """Cut until a number of Conv and Linear weights is left: for models that must share a budget with others.
@@ -223,6 +234,10 @@ class Weights:
         """
         now, what = size.prunable, f"a budget of {self.target} weights"
         return _down_to(self.target, now, scores, fusion, front, cut, fraction, what)
+
+    def limits(self, cost: UnitCost) -> Amounts:
+        """Over units: the largest number of Conv and Linear weights that may be left."""
+        return {"weights": self.target}
 
 
 class KeepRatio:

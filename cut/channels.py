@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 
 _CONV = nn.modules.conv._ConvNd
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-_DRAWS = (("positive", "positive"), ("positive", "signed"), ("signed", "signed"), ("signed", "signed"))
 
 
 def remove_dead_channels(model: nn.Module, example: Tensor) -> nn.Module:
@@ -48,7 +47,7 @@ def remove_dead_channels(model: nn.Module, example: Tensor) -> nn.Module:
     except Exception as error:  # a tracer for arbitrary networks may fail in any way; the model is then left as it is
         warnings.warn(f"no channels removed: the network could not be traced ({error!r})", stacklevel=2)
         return model
-    return _remove_checked(model, removals, _Check(model, example)) if removals else model
+    return _remove_checked(model, removals, OutputCheck(model, example)) if removals else model
 
 
 # -------------------------------------------------------------------------------------------- what to remove
@@ -222,7 +221,7 @@ def trial_inputs(example: Tensor) -> list[Tensor]:
     return [example, *(torch.randn(s, generator=generator).to(example) for s in shapes)]
 
 
-class _Check:
+class OutputCheck:
     """Compares a model with the original, in float64 if the original can run in it."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -246,10 +245,21 @@ class _Check:
         return dict(copy.deepcopy(model).double()(x.double()) if self.double else model(x))
 
     def __call__(self, model: nn.Module) -> bool:
+        """Whether the model's outputs are the original's."""
+        return self._equal(model, self.expected)
+
+    def same(self, model: nn.Module, make: Callable[[], nn.Module]) -> bool:
+        """Whether another model of the same inputs, and one that is made of it, have equal outputs."""
+        try:
+            return self._equal(make(), [self._run(model, x) for x in self.inputs])
+        except Exception:  # whatever making or running a network of the wrong shape raises
+            return False
+
+    def _equal(self, model: nn.Module, expected: list[dict[str, Tensor]]) -> bool:
         try:
             return all(
-                same_outputs(self._run(model, x), expected, 1e-8 if self.double else 1e-5)
-                for x, expected in zip(self.inputs, self.expected, strict=True)
+                same_outputs(self._run(model, x), wanted, 1e-8 if self.double else 1e-5)
+                for x, wanted in zip(self.inputs, expected, strict=True)
             )
         except Exception:  # whatever a network of the wrong shape raises
             return False

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cut.attention import fit_heads, plain_attention
 from cut.modelfile import DTYPES, is_shape, read_spec, read_tensors, write
+from cut.sizes import CONV, NORMS, sizes
 from cut.stub import Structure, Stub, TaskSubset
 
-_CONV = nn.modules.conv._ConvNd
-_NORM = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _OWN, _FOREIGN = "multitasknet", "foreign"
 _MAX_DEPTH, _MAX_DENSE = 16, 1 << 31
 
@@ -233,6 +233,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[st
     if different:
         raise ValueError(f"the network does not fit the model file: tensors {sorted(different)[:3]} differ")
     filled: dict[str, Tensor] = {}
+    attention = list(plain_attention(network))  # known as such by its dense sizes
     for prefix, module in network.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
         own = {k: tensors[aliases.get(dot + k, dot + k)] for k in _own_tensors(module) if dot + k in names}
@@ -244,6 +245,11 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[st
                 module._parameters[key] = filled.setdefault(first, parameter)  # type: ignore[assignment]
             else:
                 module._buffers[key] = filled.setdefault(first, value)
+    for name, module in attention:
+        try:
+            fit_heads(module)
+        except ValueError as error:
+            raise ValueError(f"the model file does not fit the network: {name}: {error}") from error
 
 
 def _own_tensors(module: nn.Module) -> list[str]:
@@ -255,31 +261,14 @@ def _set_sizes(module: nn.Module, own: Mapping[str, Tensor], name: str) -> None:
     """Set a layer's size attributes from its tensors' shapes, after checking that it can have such shapes."""
     for key, value in own.items():
         dense = getattr(module, key).shape
-        resizable = isinstance(module, (_CONV, nn.Linear, nn.PReLU, *_NORM))
+        resizable = isinstance(module, (CONV, nn.Linear, nn.PReLU, *NORMS))
         fits = len(dense) == value.ndim and all(0 < s <= d for s, d in zip(value.shape, dense, strict=True))
         if value.shape != dense and not (resizable and fits and value.shape[2:] == dense[2:]):
             found, wanted = tuple(value.shape), tuple(dense)
             raise ValueError(f"the model file does not fit the network: {name}.{key} is {found}, dense it is {wanted}")
-    sizes = _sizes(module, own)
+    layer_sizes = sizes(module, own)
     for key, value in own.items():
-        if value.ndim == 1 and sizes and len(value) != next(iter(sizes.values())):
-            raise ValueError(f"the model file is not valid: {name}.{key} has {len(value)} channels, not {sizes}")
-    for attribute, size in sizes.items():
+        if value.ndim == 1 and layer_sizes and len(value) != next(iter(layer_sizes.values())):
+            raise ValueError(f"the model file is not valid: {name}.{key} has {len(value)} channels, not {layer_sizes}")
+    for attribute, size in layer_sizes.items():
         setattr(module, attribute, size)
-
-
-def _sizes(module: nn.Module, own: Mapping[str, Tensor]) -> dict[str, int]:
-    """The size attributes that follow from a layer's tensors, the number of channels it emits first."""
-    if isinstance(module, _CONV) and "weight" in own:
-        first, second = own["weight"].shape[:2]
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            return {"out_channels": first, "in_channels": first, "groups": first}
-        emits, reads = (second, first) if module.transposed else (first, second)
-        factor = (module.groups, 1) if module.transposed else (1, module.groups)
-        return {"out_channels": emits * factor[0], "in_channels": reads * factor[1]}
-    if isinstance(module, nn.Linear) and "weight" in own:
-        return {"out_features": own["weight"].shape[0], "in_features": own["weight"].shape[1]}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": len(own["weight"])}
-    lengths = [len(value) for value in own.values() if value.ndim == 1]
-    return {"num_features": lengths[0]} if isinstance(module, _NORM) and lengths else {}

@@ -1,33 +1,35 @@
-"""The ``cut`` command."""
+"""The ``cut`` command: one module per command in :mod:`cut.commands`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from cut.commands import bench, compact, data, export, fit, info, predict, prune
 
-def _predict(args: argparse.Namespace) -> None:
-    from cut.predict import REPEATS, describe, draw, predict, save
+COMMANDS = (fit, prune, compact, export, predict, bench, info, data)
+DESCRIPTION = "Cut a multi-task vision model down to the tasks a device needs."
+EPILOG = """MODEL is one of
+  a folder          that holds a model of ours: a run, or what fit, prune and compact write
+  a file .ckpt      that a Lightning trainer wrote of cut.model.MultiTaskModel
+  module:function   of your own (found in the folder you are in), called without arguments; it returns
+                      (model, loader, tasks, example) or (model, loader, tasks, example, test loader)
+                    model's forward gives {task: tensor}; tasks are {task: loss} or {task: (loss, {name: metric})},
+                    each a function of (output, batch); example is an input tensor
+                    --weights FOLDER loads what fit, prune or compact wrote of it
 
-    target = args.out or Path(f"{args.picture.stem}-prediction.png")
-    if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out {target}: allowed are .png, .jpg and .webp")
-    if target.exists() and args.picture.exists() and target.samefile(args.picture):
-        raise ValueError(f"--out {target}: would overwrite the picture itself")
-    found = predict(args.model, args.picture)
-    numbers = describe(found)
-    save(draw(found), target)
-    if args.json:
-        facts = {"picture": str(target), "milliseconds": round(found.milliseconds, 2), "tasks": numbers}
-        print(json.dumps(facts))
-        return
-    for task, shown in numbers.items():
-        print(f"{task:10} " + ", ".join(f"{k} {v}" for k, v in list(shown.items())[:6]))
-    print(f"latency    {found.milliseconds:.1f} ms, median of {REPEATS} runs; drawn to {target}")
+from a dense model to a file:
+  cut fit mobilenetv2_100 --tasks seg depth normal --steps 1000 --out runs/dense
+  cut info runs/dense
+  cut prune runs/dense --tasks seg depth --sparsity 0.9 --out runs/pruned
+  cut compact runs/pruned --out runs/small
+  cut export runs/small --out small.onnx
+  cut predict small.onnx room.jpg
+
+Exit codes: 0 it worked, 2 bad input, 130 stopped. Tab completion: eval "$(cut --print-completion bash)" (or zsh, tcsh).
+"""
 
 
 def _version() -> str:
@@ -40,22 +42,39 @@ def _version() -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description = "Cut a multi-task vision model down to the tasks a device needs."
-    top = argparse.ArgumentParser(prog="cut", description=description)
+    top = argparse.ArgumentParser(
+        prog="cut",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     top.add_argument("--version", action="version", version=f"cut {_version()}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    predict = commands.add_parser("predict", help="run a model on a picture and draw every task's prediction")
-    predict.add_argument("model", type=Path, help="an ONNX file, or the folder of a compact model")
-    predict.add_argument("picture", type=Path, help="any picture file")
-    predict.add_argument("--out", type=Path, help="where to draw (default: PICTURE-prediction.png here)")
-    predict.add_argument("--json", action="store_true", help="print one JSON object")
-    predict.set_defaults(run=_predict)
+    top.add_argument("--print-completion", choices=("bash", "zsh", "tcsh"), help="print a completion script")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
     return top
+
+
+def _completion(top: argparse.ArgumentParser, shell: str) -> int:
+    """Print the completion script of a shell."""
+    try:
+        import shtab
+    except ImportError:
+        print("cut: completion needs shtab (pip install shtab)", file=sys.stderr)
+        return 2
+    print(shtab.complete(top, shell=shell))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for bad input, 130 if stopped."""
-    args = parser().parse_args(argv)
+    top = parser()
+    args = top.parse_args(argv)
+    if args.print_completion:
+        return _completion(top, args.print_completion)
+    if args.command is None:
+        top.error(f"which command? one of {', '.join(c.__name__.rpartition('.')[2] for c in COMMANDS)}")
     try:
         args.run(args)
     except (ValueError, OSError) as error:

@@ -1,7 +1,8 @@
 """Compact: from a model and a mask to a smaller module with the same outputs for the tasks that are kept.
 
-First the modules that the kept tasks do not need go, then the channels that the mask has made dead
-(:mod:`cut.channels`). Both steps are checked on the outputs: what would change them stays in.
+First the modules that the kept tasks do not need go, then the units that the mask has cut whole (:mod:`cut.removal`),
+then further channels that it has made dead (:mod:`cut.channels`). Each step is checked on the outputs: what would
+change them stays in.
 
 An unstructured mask leaves few channels dead, so it hardly shrinks a dense module; its zeros pay off in a
 sparse file (:mod:`cut.checkpoint`). A structured mask leaves whole channels dead, and they all go.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from cut.channels import remove_dead_channels, same_outputs, shared_parameters, trial_inputs
 from cut.decomposition import Inputs, check_tasks, forward, network_input, no_trace
 from cut.masks import apply_mask
+from cut.removal import remove_cut_units
 from cut.stub import Structure, Stub, TaskSubset, structure_of, tensors_in
 
 
@@ -49,7 +51,7 @@ def compact(
     """
     example = _example(batch, inputs)
     smaller = keep_tasks(model, tasks, example, mask=mask)
-    return remove_dead_channels(smaller, example)
+    return remove_dead_channels(remove_cut_units(smaller, example), example)
 
 
 def keep_tasks(

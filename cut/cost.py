@@ -138,11 +138,22 @@ def latency(fn: Callable[[], Any], *, threads: int = 1, warmup: int = 5, repeats
         with torch.no_grad():
             for _ in range(warmup):
                 fn()
-            times = sorted(_milliseconds(fn) for _ in range(repeats))
+            times = [_milliseconds(fn) for _ in range(repeats)]
     finally:
         torch.set_num_threads(before)
-    p95 = times[min(repeats - 1, -(-95 * repeats // 100) - 1)]
-    return Latency(statistics.median(times), p95, repeats, threads)
+    return summary(times, threads)
+
+
+def summary(times: Sequence[float], threads: int) -> Latency:
+    """Median and 95th percentile of the times of single calls.
+
+    Args:
+        times: Milliseconds, at least one.
+        threads: Those that the calls ran on.
+    """
+    ordered, repeats = sorted(times), len(times)
+    p95 = ordered[min(repeats - 1, -(-95 * repeats // 100) - 1)]
+    return Latency(statistics.median(ordered), p95, repeats, threads)
 
 
 def _milliseconds(fn: Callable[[], Any]) -> float:

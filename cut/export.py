@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
-import logging
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cut.conversion import Exported, Ordered, check_outputs, evaluating, needed, quiet
 from cut.files import write_atomically
+from cut.runtime import METADATA_KEY, onnx_session, open_file
 
 if TYPE_CHECKING:  # metrics take seconds to import, and a device that only predicts needs none
     from cut.tasks import Task
 
-METADATA_KEY = "cut"
 OPSET = 18
+session = onnx_session
 _LARGEST = 2**31 - 1  # bytes in one protocol buffer
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A written file: its path, size in bytes and ONNX opset."""
-
-    path: Path
-    bytes: int
-    opset: int
-
-
-class _Ordered(nn.Module):
-    """The outputs as a tuple in a fixed order, as ONNX wants them."""
-
-    def __init__(self, network: nn.Module, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.tasks = network, list(tasks)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.network(image)
-        return tuple(outputs[t] for t in self.tasks)
 
 
 def metadata(tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float], size: Sequence[int]) -> dict[str, Any]:
@@ -63,49 +38,6 @@ def metadata(tasks: Sequence[Task], mean: Sequence[float], std: Sequence[float],
         "input": {"height": height, "width": width, "mean": [*map(float, mean)], "std": [*map(float, std)]},
         "tasks": {t.name: {k: getattr(t, k) for k in facts} | {"classes": list(t.classes)} for t in tasks},
     }
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; each module's own mode comes back, as a frozen norm may differ."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No chatter from the exporter on the terminal."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-    levels = {n: logging.getLogger(n).level for n in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _needed(*names: str) -> Any:
-    """The first of some modules of the extra, all of which must be there."""
-    try:
-        modules = [importlib.import_module(name) for name in names]
-    except ImportError as error:
-        message = f"ONNX needs the extra 'export' (pip install 'cut[export]'): {error}"
-        raise ValueError(message) from error
-    return modules[0]
 
 
 def export_onnx(
@@ -130,31 +62,20 @@ def export_onnx(
             larger than the 2 GB that one ONNX file can hold.
         OSError: If the file cannot be written; nothing is left then.
     """
-    onnx = _needed("onnx", "onnxscript", "onnxruntime")
-    if not tasks:
-        raise ValueError("no tasks to export; give at least one output of the network")
+    needed("export", "onnx", "onnxscript", "onnxruntime")  # all, before the work starts
     facts = json.dumps(dict(meta or {}), allow_nan=False)
-    with _evaluating(network):
-        found = network(image)
-        missing = sorted(set(tasks) - set(found))
-        if missing:
-            raise ValueError(f"the network has no output {missing[0]!r}; its outputs are {sorted(found)}")
+    with evaluating(network):
+        check_outputs(network, image, tasks)
         model = _converted(network, image, tasks)
-    _clean(model)
-    onnx.helper.set_model_props(model, {METADATA_KEY: facts})
-    onnx.checker.check_model(model)
-    if model.ByteSize() >= _LARGEST:
-        raise ValueError(f"the model takes {model.ByteSize()} bytes; one ONNX file holds at most {_LARGEST}")
-    write_atomically(Path(path), model.SerializeToString())
-    return Exported(Path(path), Path(path).stat().st_size, OPSET)
+    return write_onnx(model, path, facts)
 
 
 def _converted(network: nn.Module, image: Tensor, tasks: Sequence[str]) -> Any:
     """The network as an ONNX protocol buffer, weights inside."""
     example = image if len(image) > 1 else torch.cat([image, image])  # a batch of one would be baked in
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
-            _Ordered(network, tasks),
+            Ordered(network, tasks),
             (example,),
             input_names=["image"],
             output_names=list(tasks),
@@ -167,6 +88,28 @@ def _converted(network: nn.Module, image: Tensor, tasks: Sequence[str]) -> Any:
     return program.model_proto
 
 
+def write_onnx(model: Any, path: str | Path, facts: str) -> Exported:
+    """Check a model and write it with its facts, and without what names this machine.
+
+    Args:
+        model: An ONNX protocol buffer, changed in place.
+        path: Where to.
+        facts: JSON, stored under the metadata key ``cut``.
+
+    Raises:
+        ValueError: If it is larger than one file can hold.
+        OSError: If it cannot be written; nothing is left then.
+    """
+    (onnx,) = needed("export", "onnx")
+    _clean(model)
+    onnx.helper.set_model_props(model, {METADATA_KEY: facts})
+    onnx.checker.check_model(model)
+    if model.ByteSize() >= _LARGEST:
+        raise ValueError(f"the model takes {model.ByteSize()} bytes; one ONNX file holds at most {_LARGEST}")
+    write_atomically(Path(path), model.SerializeToString())
+    return Exported(Path(path), Path(path).stat().st_size, OPSET)
+
+
 def _clean(model: Any) -> None:
     """Leave out the exporter's notes on where each node came from: they name files of this machine."""
     model.producer_name = "cut"
@@ -176,24 +119,6 @@ def _clean(model: Any) -> None:
         node.doc_string = ""
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
-
-
-def session(path: str | Path, threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Raises:
-        ValueError: If ONNX Runtime is missing, or the file is no readable model.
-    """
-    ort = _needed("onnxruntime")
-    if not Path(path).is_file():
-        raise ValueError(f"no model file {str(path)!r}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime has many kinds of errors of its own
-        raise ValueError(f"{path} is not a readable ONNX model: {str(error).splitlines()[0]}") from error
 
 
 def read_metadata(opened: Any) -> dict[str, Any]:
@@ -213,26 +138,30 @@ def read_metadata(opened: Any) -> dict[str, Any]:
 
 
 def parity(path: str | Path, network: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The largest absolute difference of each output between ONNX Runtime and PyTorch over given inputs.
+    """The largest absolute difference of each output between a file, in its runtime, and PyTorch over given inputs.
 
     A value that is not finite makes the difference infinite.
+
+    Args:
+        path: Any file that :func:`cut.runtime.open_file` opens.
+        network: What the file was made from.
+        batches: Inputs [N, 3, H, W].
 
     Raises:
         ValueError: If the file is not readable or there are no inputs.
     """
-    opened = session(path)
-    names = [o.name for o in opened.get_outputs()]
+    opened = open_file(path, torch.get_num_threads())
     worst: dict[str, float] = {}
-    with _evaluating(network):
+    with evaluating(network):
         for image in batches:
             expected = network(image)
-            for name, found in zip(names, opened.run(names, {"image": image.cpu().numpy()}), strict=True):
+            for name, found in opened.run(image.cpu().numpy()).items():
                 difference = float((expected[name].cpu() - torch.from_numpy(found)).abs().max())
                 # max() would drop a NaN, and with it the worst fault there is.
                 difference = difference if math.isfinite(difference) else math.inf
                 worst[name] = max(worst.get(name, 0.0), difference)
     if not worst:
-        raise ValueError("no inputs to compare the ONNX file on; give at least one batch")
+        raise ValueError(f"no inputs to compare {path} on; give at least one batch")
     return worst
 
 

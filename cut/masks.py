@@ -172,7 +172,7 @@ def silence(model: nn.Module, mask: Mapping[str, Tensor], seen: Trace) -> Mask:
     return result
 
 
-def _behind(scores: Mapping[str, Scores], cut: Mask) -> dict[str, Scores]:
+def behind(scores: Mapping[str, Scores], cut: Mask) -> dict[str, Scores]:
     """Scores with what is cut already behind all else, so that a floor is made of weights that are still there."""
     return {t: {n: s.masked_fill(cut[n], -1.0) if n in cut else s for n, s in per.items()} for t, per in scores.items()}
 
@@ -229,7 +229,7 @@ def make_mask(
     seen = trace(model, batch, inputs)
     rows = sorted({w for t, w in seen.last_layers(model, used).items() if t in tasks})
     before = {n: ~m for n, m in (cut or {}).items() if n in weights}
-    front = floor(fusion(_behind(scores, before)), floor_share, rows)
+    front = floor(fusion(behind(scores, before)), floor_share, rows)
     mask = budget.mask(scores, fusion, size, front, before, fraction)
     empty = [n for n, m in mask.items() if not m.any()]
     if empty:

@@ -60,13 +60,13 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def open_model(path: str | Path) -> tuple[Runner, dict[str, Any]]:
-    """A runner for an ONNX file or a folder with a compact model, and the model's facts.
+    """A runner for an ONNX file, an ExecuTorch program or a folder with a compact model, and the model's facts.
 
     Raises:
         ValueError: If it is neither, or it carries no facts on its input and tasks.
     """
     path = Path(path)
-    runner, meta = _compact(path) if path.is_dir() else _onnx(path)
+    runner, meta = _compact(path) if path.is_dir() else _file(path)
     return runner, _checked(meta, path)
 
 
@@ -85,14 +85,11 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     return meta
 
 
-def _onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
-    from cut import export
+def _file(path: Path) -> tuple[Runner, dict[str, Any]]:
+    from cut.runtime import open_file
 
-    opened = export.session(path)
-    names = [o.name for o in opened.get_outputs()]
-    return lambda image: dict(zip(names, opened.run(names, {"image": image}), strict=True)), export.read_metadata(
-        opened
-    )
+    opened = open_file(path)
+    return opened.run, dict(opened.meta)
 
 
 def _compact(folder: Path) -> tuple[Runner, dict[str, Any]]:
@@ -114,7 +111,8 @@ def predict(model: str | Path, picture: str | Path) -> Prediction:
     """Run a model on a picture, resized to the model's input and normalised as in training.
 
     Args:
-        model: An ONNX file from :func:`cut.export.export_onnx`, or a folder from :func:`cut.checkpoint.save`.
+        model: An ONNX file from :func:`cut.export.export_onnx`, a program from
+            :func:`cut.executorch.export_executorch`, or a folder from :func:`cut.checkpoint.save`.
         picture: Any picture file.
 
     Raises:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
 from cut.allocation import LayerSparsity
 from cut.budget import Budget, Sparsity
 from cut.decomposition import check_tasks, kept_parameters, owners
 from cut.fusion import FallingVote, Fusion, Vote
+from cut.limits import OnlyUnits
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
 from cut.reconstruction import reconstruct
 from cut.regrowth import Regrowth
 from cut.rewinding import Rewind
 from cut.schedules import OneShot, Schedule
+from cut.scorebatches import ScoringBatches
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
-
-FEW = 2  # pictures
+from cut.structured import Channels, Plan, chosen_units, make_unit_mask, plan
 
 
 class Pruning(Callback):
@@ -57,6 +58,10 @@ class Pruning(Callback):
         voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say
             what the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
+        units: What is cut: ``"weights"`` one by one, or ``"channels"``: whole channels, attention heads and neurons
+            (:class:`cut.structured.Channels`, which has further options).
+        rounding: With channels: every layer keeps a multiple of so many.
+        cap: With channels: the largest share of every layer's units that may stay.
     """
 
     def __init__(
@@ -75,6 +80,9 @@ class Pruning(Callback):
         voters: list[str] | None = None,
         reconstruct: int = 0,
         rounds: int = 1,
+        units: Channels | Literal["weights", "channels"] = "weights",
+        rounding: int = 1,
+        cap: float = 1.0,
     ) -> None:
         if not 0 <= floor <= 1:
             raise ValueError(f"floor {floor}; allowed: 0 to 1 (a share of every layer)")
@@ -85,6 +93,10 @@ class Pruning(Callback):
                 raise ValueError(f"{name} {count}; allowed: 0 (not at all) or a number of batches")
         if rounds < 1:
             raise ValueError(f"rounds {rounds}; allowed: at least 1")
+        if regrowth is not None and units != "weights":
+            raise ValueError("regrowth moves single weights; allowed with units='weights' only")
+        self.units, self.rounding, self.cap = chosen_units(units, budget, rounding, cap), rounding, cap
+        self._plan: Plan | None = None
         self.budget, self.tasks, self.rounds = budget, tasks, rounds
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
         self.voters, self.reconstruct = voters, reconstruct
@@ -126,16 +138,29 @@ class Pruning(Callback):
             late = [e for e in self.schedule.steps() if last is not None and last != -1 and e >= last]
             if late:
                 raise ValueError(f"pruning at epoch {late[0]}, but training ends after {trainer.max_epochs} epochs")
-            if isinstance(self.budget, (Sparsity, LayerSparsity)) and self.floor > 1 - self.budget.target + 1e-9:
+            budget = self.budget if self.units is None else None
+            if isinstance(budget, (Sparsity, LayerSparsity)) and self.floor > 1 - budget.target + 1e-9:
                 raise ValueError(
-                    f"sparsity {self.budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
-                    f"allowed: a floor up to {1 - self.budget.target:.4g}"
+                    f"sparsity {budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
+                    f"allowed: a floor up to {1 - budget.target:.4g}"
                 )
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
         if self.voters is not None:
             check_tasks(self.voters, list(module.losses))
         module.select(tasks)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With units: find them, so that a network which has none is refused before any training."""
+        if self.units is not None and self.budget is not None:
+            module: Any = pl_module
+            tasks = check_tasks(self.tasks if self.tasks is not None else list(module.losses), list(module.losses))
+            module.network.select(list(module.losses))
+            try:
+                first = self._batches(trainer, pl_module, 1, "units").first()
+                self._plan = plan(module.network, first, module.losses, tasks)
+            finally:
+                module.network.select(tasks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply a mask that came from a checkpoint."""
@@ -167,8 +192,13 @@ class Pruning(Callback):
             self._cut(trainer, pl_module, part)
 
     def _parts(self, pl_module: LightningModule, fraction: float) -> list[float]:
-        """The fractions of a cut's rounds, from what is cut already; the density falls by the same factor in each."""
+        """The fractions of a cut's rounds, from what is cut already; the density falls by the same factor in each.
+
+        Units go in equal parts of the budget.
+        """
         target = getattr(self.budget, "target", None)
+        if self.units is not None:
+            return [fraction * (i + 1) / self.rounds for i in range(self.rounds)]
         if self.rounds == 1 or target is None or target >= 1:
             return [fraction]
         module: Any = pl_module
@@ -191,14 +221,14 @@ class Pruning(Callback):
         self.score_seconds += time.perf_counter() - start
         fusion = self.fusion
         if isinstance(fusion, FallingVote):
-            target = getattr(self.budget, "target", None)
+            target = None if isinstance(self.budget, OnlyUnits) else getattr(self.budget, "target", None)
             fusion = fusion.at(None if target is None else fraction * target)
         network.select(list(losses))  # which head belongs to which task is seen with all of them running
         try:
             if set(voters) - set(tasks):
                 kept = kept_parameters(network, owners(network, batches.first(), losses, list(losses)), tasks)
                 self.scores = {t: {n: s for n, s in per.items() if n in kept} for t, per in self.scores.items()}
-            self.mask = make_mask(
+            self.mask = self._maker()(
                 network,
                 self.scores,
                 batches.first(),
@@ -220,6 +250,19 @@ class Pruning(Callback):
         trainer.callback_metrics["sparsity"] = torch.tensor(achieved)
         for logger in trainer.loggers:
             logger.log_metrics({"sparsity": achieved}, step=trainer.global_step)
+
+    def _maker(self) -> Callable[..., Mask]:
+        """What turns scores into a mask: of single weights, or of whole units."""
+        if self.units is None:
+            return make_mask
+        units = self.units
+        options: dict[str, Any] = {
+            "reduce": units.reduce,
+            "inside": units.inside,
+            "rounding": self.rounding,
+            "cap": self.cap,
+        }
+        return partial(make_unit_mask, units=self._plan, **options)
 
     def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a cut: rewind, apply the mask, measure batch norm's statistics, each if asked for."""
@@ -249,9 +292,9 @@ class Pruning(Callback):
         self.score_seconds += time.perf_counter() - start
         self._apply(pl_module)
 
-    def _batches(self, trainer: Trainer, pl_module: LightningModule, count: int, what: str) -> _Batches:
+    def _batches(self, trainer: Trainer, pl_module: LightningModule, count: int, what: str) -> ScoringBatches:
         """Scoring batches of the trainer's data module."""
-        return _Batches(cast(Any, trainer).datamodule.score_batches(count), pl_module.device, what)
+        return ScoringBatches(cast(Any, trainer).datamodule.score_batches(count), pl_module.device, what)
 
     def _apply(self, pl_module: LightningModule) -> None:
         """Zero what is cut; remember weights with their masks as numbers, for a fast product."""
@@ -260,27 +303,3 @@ class Pruning(Callback):
         apply_mask(module.network, self.mask)
         parameters = dict(module.network.named_parameters())
         self._pairs = [(parameters[n], m.to(parameters[n].dtype)) for n, m in self.mask.items() if not m.all()]
-
-
-class _Batches:
-    """Scoring batches, moved to the device one at a time, with a progress bar on the terminal of rank 0."""
-
-    def __init__(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device, what: str) -> None:
-        self.batches, self.device, self.what = batches, device, what
-
-    def first(self) -> Mapping[str, Tensor]:
-        """A few pictures of the first batch, on the device: enough to see what belongs to which task."""
-        few = {k: v[:FEW] if isinstance(v, Tensor) and v.dim() else v for k, v in self.batches[0].items()}
-        return move_data_to_device(few, self.device)
-
-    def __iter__(self) -> Any:
-        """All batches in order."""
-        from rich.progress import track
-
-        rank = (
-            torch.distributed.get_rank()
-            if torch.distributed.is_available() and torch.distributed.is_initialized()
-            else 0
-        )
-        for batch in track(self.batches, f"scoring ({self.what})", disable=rank > 0, transient=True):
-            yield move_data_to_device(batch, self.device)

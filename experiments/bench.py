@@ -31,6 +31,9 @@ from cut.files import write_atomically
 from cut.fusion import Ranking, Vote
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.scores import Scores, sensitivity
+from experiments.halving import compact_latency_ratio
+from experiments.loading import loader_rate
+from experiments.scale import paper_scale
 
 CHANNELS = {"seg": 40, "normal": 3, "depth": 1, "keypoint": 1, "edge": 1}
 PAIRS = 5
@@ -313,6 +316,9 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "scoring_memory_ratio": scoring_memory,
     "fuse_speedup": fuse_speedup,
     "mask_step_overhead": mask_step_overhead,
+    "compact_latency_ratio": lambda: row("compact_latency_ratio", *compact_latency_ratio()),
+    "loader_rate": lambda: row("loader_rate", *loader_rate()),
+    "paper_scale": lambda: row("paper_scale", *paper_scale()),
 }
 
 

@@ -85,6 +85,10 @@ class LibMTL(_Npy):
         """The numbered files of a split."""
         return numbered(root, split, {"image": "image", "seg": "label", "depth": "depth"})
 
+    def there(self, root: Path) -> bool:
+        """Whether a folder has this layout; with normals it is NYU-v2."""
+        return super().there(root) and not (root / "train" / "normal").exists()
+
 
 class Cityscapes(FileData):
     """The Cityscapes data module.

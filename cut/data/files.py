@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,17 +189,32 @@ def read_png(path: Path, channels: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
-            if picture.mode in ("P", "L", "1", "I;16", "I;16B", "I") and channels == 1:
-                wide = picture.mode.startswith("I")
-                array = np.array(picture).astype(np.uint16 if wide else np.uint8, copy=False)
-            else:
-                array = np.array(picture if picture.mode == "RGB" or channels == 1 else picture.convert("RGB"))
+            mode = picture.mode
+            colours = channels == 3 and (mode.startswith("RGB") or picture.getbands() == ("P",))
+            array = np.array(picture.convert("RGB") if colours and mode != "RGB" else picture)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if array.ndim != (2 if channels == 1 else 3):
-        raise ValueError(f"{path} has shape {array.shape}; expected {'[H, W]' if channels == 1 else '[H, W, 3]'}")
+        found, wanted = list(array.shape), "[H, W]" if channels == 1 else "[H, W, 3]"
+        raise ValueError(f"{path} holds a picture {found} of mode {mode}; expected {wanted}")
+    return array.astype(np.uint16 if mode.startswith("I") else np.uint8, copy=False)
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """An npy file.
+
+    Raises:
+        ValueError: If it is missing, damaged or no such file.
+    """
+    try:
+        with path.open("rb") as file:  # np.load would take a zip file, too
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except (OSError, ValueError, EOFError, MemoryError, TypeError, SyntaxError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return array
 
 
@@ -209,12 +224,7 @@ def read_npy(path: Path, channels: int) -> np.ndarray:
     Raises:
         ValueError: If it is missing, damaged or has another shape.
     """
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    array = load_npy(path)
     if channels == 1 and array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     wanted = array.ndim == 2 if channels == 1 else array.ndim == 3 and array.shape[-1] == channels
@@ -245,6 +255,8 @@ def classes_label(array: np.ndarray, classes: int) -> Tensor:
     Raises:
         ValueError: If a value is no class.
     """
+    if array.dtype.kind == "f" and not (array == np.rint(array)).all():
+        raise ValueError(f"class {array[array != np.rint(array)][0]:g}; allowed: whole numbers")
     found = torch.from_numpy(np.ascontiguousarray(array)).long()
     found = torch.where(found < 0, 255, found)
     highest = int(found.masked_fill(found == 255, 0).max()) if found.numel() else 0
@@ -253,14 +265,29 @@ def classes_label(array: np.ndarray, classes: int) -> Tensor:
     return found
 
 
-def unit_label(vectors: np.ndarray, known: np.ndarray, mirrored: bool) -> Tensor:
-    """Unit vectors, float32 [3, H, W], zero where not known; x points the other way in a mirrored picture."""
-    found = torch.from_numpy(np.ascontiguousarray(vectors)).float().permute(2, 0, 1)
-    length = (found * found).sum(0).sqrt()
-    found = found / length.clamp_min(1e-12) * (torch.from_numpy(np.ascontiguousarray(known)) & (length > 0))
+def planes(array: np.ndarray) -> Tensor:
+    """Colours or vectors [H, W, 3] as float32 [3, H, W], contiguous, which is several times faster to work on."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).contiguous().float()
+
+
+def unit_label(vectors: Tensor, known: Tensor, mirrored: bool) -> Tensor:
+    """Unit vectors, float32 [3, H, W], zero where not known; x points the other way in a mirrored picture.
+
+    Args:
+        vectors: Of any length, float32 [3, H, W].
+        known: [H, W].
+        mirrored: Whether the picture is.
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
+    length = (vectors * vectors).sum(0).sqrt()
+    if not length.isfinite().all():
+        raise ValueError("a value that is not finite")
+    found = vectors / length.clamp_min(1e-12) * (known & (length > 0))
     if mirrored:
         found[0] *= -1
-    return found.contiguous()
+    return found
 
 
 def float_label(array: np.ndarray) -> Tensor:
@@ -288,6 +315,7 @@ class FileSplit(Split):
         augmentation: None changes nothing.
         seed: Of the augmentation.
         fixed: Every epoch sees the first one's augmentation.
+        size: Height and width that all pictures must have; None asks for none.
     """
 
     def __init__(
@@ -301,10 +329,13 @@ class FileSplit(Split):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         fixed: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.layout, self.examples, self.kinds = layout, list(examples), {t.name: t.kind for t in tasks}
         self.mean, self.std, self.legacy = mean, std, legacy
-        self.augmentation, self.seed, self.fixed = augmentation, seed, fixed
+        # Labels are files: none is computed anew from a zoomed picture. Where no padding is needed, this adds none.
+        self.augmentation = None if augmentation is None else replace(augmentation, pad=True)
+        self.seed, self.fixed, self.size = seed, fixed, size
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -319,7 +350,9 @@ class FileSplit(Split):
         epoch, index = (0 if self.fixed else key[0]), key[1]
         example = self.examples[index]
         arrays, mirrored = self.read(example), False
+        size = arrays["image"].shape[:2]
         if self.augmentation is not None:
+            size = self.augmentation.crop or size
             arrays, mirrored = self.augmentation(arrays, np.random.default_rng((self.seed, epoch, index)))
         image = normalise(np.ascontiguousarray(arrays["image"]), self.mean, self.std)
         item = {"image": image.flip(0) if self.legacy else image}
@@ -328,31 +361,36 @@ class FileSplit(Split):
                 item[name] = self.layout.label(name, arrays[name], mirrored, self.legacy)
             except ValueError as error:
                 raise ValueError(f"{example.files[name]} holds {error}") from error
-        return self._padded(item)
+        return self._padded(item, size)
 
     def read(self, example: Example) -> Arrays:
         """One example's arrays, all of one size.
 
         Raises:
-            ValueError: Naming the file that is missing, damaged or of another size than the picture.
+            ValueError: Naming the file that is missing, damaged or of another size than the set's, or its picture.
         """
         arrays = {key: self.layout.array(example, key) for key in ("image", *self.kinds)}
         size = arrays["image"].shape[:2]
+        if self.size is not None and size != self.size:
+            raise ValueError(f"{example.files['image']} is {_by(size)}; the set's first picture is {_by(self.size)}")
         for name, array in arrays.items():
             if array.shape[:2] != size:
-                found, wanted = "x".join(map(str, array.shape[:2])), "x".join(map(str, size))
-                raise ValueError(f"{example.files[name]} is {found}; its picture {example.files['image']} is {wanted}")
+                picture = f"its picture {example.files['image']} is {_by(size)}"
+                raise ValueError(f"{example.files[name]} is {_by(array.shape)}; {picture}")
         return arrays
 
-    def _padded(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The item, as large as the crop: what is missing below and to the right is unknown."""
-        crop = self.augmentation.crop if self.augmentation is not None else None
+    def _padded(self, item: dict[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """The item, as large as asked for: what is missing below and to the right is unknown."""
         height, width = item["image"].shape[-2:]
-        if crop is None or (height, width) == tuple(crop):
+        if (height, width) == tuple(size):
             return item
-        room = (0, crop[1] - width, 0, crop[0] - height)
+        room = (0, size[1] - width, 0, size[0] - height)
         values = {"image": 0.0, **{name: UNKNOWN[kind] for name, kind in self.kinds.items()}}
         return {name: F.pad(value, room, value=values[name]) for name, value in item.items()}
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 class FileData(MultiTaskData):
@@ -413,18 +451,26 @@ class FileData(MultiTaskData):
         for name, examples in parts.items():
             if not examples:
                 raise ValueError(f"{self.root} has no pictures for split {name!r}: too few training pictures")
-        whole = {n: FileSplit(self.layout, e, self.tasks, self.mean, self.std, self.legacy) for n, e in parts.items()}
-        first = whole["train"].read(parts["train"][0])["image"].shape[:2]
-        self.augmentation.check((int(first[0]), int(first[1])))
-        train = self._changed(parts["train"], self.augmentation, fixed=False)
+        first = self.layout.array(parts["train"][0], "image").shape
+        size = (int(first[0]), int(first[1]))
+        self.augmentation.check(size)
         same = self.augmentation if self.legacy else Augmentation(False, crop=self.augmentation.crop, pad=True)
-        plain = self._changed(parts["train"], same, fixed=True)
-        return {"train": train, "val": whole["val"], "test": whole["test"], "plain": plain}
+        return {
+            "train": self._split(parts["train"], size, self.augmentation),
+            "val": self._split(parts["val"], size),
+            "test": self._split(parts["test"], size),
+            "plain": self._split(parts["train"], size, same, fixed=True),
+        }
 
-    def _changed(self, examples: Sequence[Example], augmentation: Augmentation, fixed: bool) -> Split:
-        return FileSplit(
-            self.layout, examples, self.tasks, self.mean, self.std, self.legacy, augmentation, self.seed, fixed
-        )
+    def _split(
+        self,
+        examples: Sequence[Example],
+        size: tuple[int, int],
+        augmentation: Augmentation | None = None,
+        fixed: bool = False,
+    ) -> Split:
+        settings = self.mean, self.std, self.legacy, augmentation, self.seed, fixed, size
+        return FileSplit(self.layout, examples, self.tasks, *settings)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cut.data.augmentation import Augmentation
@@ -21,6 +22,7 @@ from cut.data.files import (
     inside,
     loss_weights,
     numbered,
+    planes,
     read_index,
     read_npy,
     read_png,
@@ -47,6 +49,7 @@ CLASSES13 = (
     *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv"),
     *("wall", "window"),
 )
+LARGEST = 1.001  # component of a vector in a file
 INVALID = 255  # the largest channel of a normal that is not known
 
 
@@ -75,11 +78,12 @@ class AdaShare(Layout):
             return classes_label(array, len(self.classes))
         if key == "depth":
             return depth_label(array)
-        known = array.max(-1) != INVALID
+        colours = planes(array)
+        known = colours.amax(0) != INVALID
         if legacy:
-            return unit_label(array.astype(np.float32), known, False)
-        right, into, up = np.moveaxis(array.astype(np.float32) / 127.5 - 1, -1, 0)
-        return unit_label(np.stack([right, up, -into], -1), known, mirrored)
+            return unit_label(colours, known, False)
+        right, into, up = colours / 127.5 - 1
+        return unit_label(torch.stack([right, up, -into]), known, mirrored)
 
 
 class LibMTL(Layout):
@@ -107,10 +111,13 @@ class LibMTL(Layout):
             return classes_label(array, len(self.classes))
         if key == "depth":
             return depth_label(array)
-        known = (array != 0).any(-1)
+        vectors = planes(array)
+        known = (vectors != 0).any(0)
+        if not vectors.abs().max() <= LARGEST:
+            raise ValueError(f"a component of {vectors.abs().max():g}; allowed: -1 to 1")
         if legacy:
-            return unit_label((array + 1) / 2, known, False)
-        return unit_label(array, known, mirrored)
+            return unit_label((vectors + 1) / 2, known, False)
+        return unit_label(vectors, known, mirrored)
 
 
 def depth_label(array: np.ndarray) -> Tensor:

@@ -19,7 +19,9 @@ from cut.data.files import (
     classes_label,
     detect,
     inside,
+    load_npy,
     loss_weights,
+    planes,
     read_index,
     read_png,
     unit_label,
@@ -41,6 +43,7 @@ PRIOR = "semseg_prior_factor.npy"
 SIDE = 256  # larger pictures are resized to it
 UNKNOWN_NORMAL = 128
 DEEPEST, PER_METRE = 64500, 512
+WIDE = ("depth", "keypoint", "edge")  # their files have 16 bits
 CLIP = {"keypoint": 0.005, "edge": 0.08}  # of 2^16
 
 
@@ -62,20 +65,26 @@ class Taskonomy16(Layout):
         return [Example(row[0], {k: located(root, p) for k, p in zip(self.columns, row, strict=True)}) for row in rows]
 
     def array(self, example: Example, key: str) -> np.ndarray:
-        """A decoded file, at most 256x256."""
-        return shrunk(read_png(example.files[key], 3 if key in ("image", "normal") else 1))
+        """A decoded file, at most 256x256; depth as float32, infinite where it is not known."""
+        path = example.files[key]
+        found = shrunk(read_png(path, 3 if key in ("image", "normal") else 1))
+        if key in WIDE and found.dtype != np.uint16:
+            raise ValueError(f"{path} has 8 bits; expected 16")
+        if key == "depth":  # dividing by a zoom must neither wrap nor make an unknown depth known
+            return np.where(found < DEEPEST, found.astype(np.float32), np.float32(np.inf))
+        return found
 
     def label(self, key: str, array: np.ndarray, mirrored: bool, legacy: bool) -> Tensor:
         """A label; the legacy protocol has logarithmic depth, and keypoints and edges in [-1, 1]."""
         if key == "seg":
-            return classes_label(array.astype(np.int16) - 1, len(self.classes))  # 0 is not known
+            return classes_label(array.astype(np.int32) - 1, len(self.classes))  # 0 is not known
         if key == "normal":
-            known = (array != UNKNOWN_NORMAL).any(-1)
-            return unit_label(array.astype(np.float32) / 127.5 - 1, known, mirrored)
+            colours = planes(array)
+            return unit_label(colours / 127.5 - 1, (colours != UNKNOWN_NORMAL).any(0), mirrored)
         raw = torch.from_numpy(np.ascontiguousarray(array).astype(np.float32))[None]
         if key == "depth":
             scaled = torch.log1p(raw) / np.log(2.0**16) if legacy else raw / PER_METRE
-            return scaled.where(raw < DEEPEST, 0.0)
+            return scaled.where(raw.isfinite(), 0.0)
         response = (raw / 2**16).clamp_max(CLIP[key]) / CLIP[key]
         return response * 2 - 1 if legacy else response
 
@@ -113,14 +122,11 @@ def class_weights(root: Path) -> list[float]:
         ValueError: If the file is missing or does not hold 17 positive numbers.
     """
     path = root / PRIOR
-    try:
-        found = np.load(path, allow_pickle=False).astype(float).ravel()
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is missing: Taskonomy's class weights (taskbank/lib/data of its repository)"
-        ) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: Taskonomy's class weights (taskbank/lib/data of its repository)")
+    found = load_npy(path).ravel()
+    if found.dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds {found.dtype}; expected numbers")
     if len(found) != len(CLASSES) or not np.isfinite(found).all() or found.min() <= 0:
         raise ValueError(f"{path} holds {len(found)} numbers; expected {len(CLASSES)} positive ones")
     return [float(v) for v in found]

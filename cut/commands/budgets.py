@@ -1,0 +1,142 @@
+"""Budgets on the command line: ``params=2e6``, ``macs=0.3``, ``bytes=4MB``, ``latency=0.5x``, ``latency=20ms``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cut.budget import Budget, Parameters, Size, Sparsity
+from cut.fusion import Fusion
+from cut.scores import Scores
+from cut.selection import Mask
+
+_METRIC = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+UNITS: Mapping[str, Mapping[str, float]] = {
+    "params": _METRIC,
+    "macs": _METRIC,
+    "bytes": {"": 1.0, **_BYTES},
+    "latency": {"ms": 1.0, "s": 1e3},
+}
+EXAMPLES = "params=2e6, macs=0.3, bytes=4MB, latency=0.5x, latency=20ms"
+WHY_NOT_WEIGHTS = {
+    "macs": "single weights that are zero are multiplied like others, so the mask does not change the MACs",
+    "bytes": "what single zero weights save on disk depends on how the file is stored, not on the mask",
+    "latency": "single weights that are zero take as long as others",
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One budget as a user states it.
+
+    Attributes:
+        kind: ``params``, ``macs``, ``bytes`` or ``latency``.
+        amount: Parameters, multiply-accumulates, bytes or milliseconds; with ``relative`` a share.
+        relative: Whether the amount is a share of the dense model with the same kept heads.
+    """
+
+    kind: str
+    amount: float
+    relative: bool
+
+    def absolute(self, dense: float) -> float:
+        """The amount, given the dense model's."""
+        return self.amount * dense if self.relative else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.amount:g}{'x' if self.relative else ''}"
+
+
+def wish(text: str) -> Wish:
+    """A budget from the command line.
+
+    A number with ``x``, or one up to 1 without a unit, is a share of the dense model with the same kept heads.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none; the message says what is allowed.
+
+    Example:
+        >>> wish("params=2e6"), str(wish("latency=0.5x")), wish("bytes=4MB").amount
+        (Wish(kind='params', amount=2000000.0, relative=False), 'latency=0.5x', 4000000.0)
+    """
+    kind, _, value = text.partition("=")
+    if kind not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(UNITS)}, such as {EXAMPLES}")
+    match = re.fullmatch(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z]*)", value)
+    units = UNITS[kind]
+    if match is None or match[2] not in {*units, "x", ""}:
+        names = ", ".join(u for u in (*units, "x") if u)
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number, then one of {names}, such as {EXAMPLES}")
+    amount, unit = float(match[1]), match[2]
+    relative = unit == "x" or (unit == "" and amount <= 1)
+    if not relative and unit not in units:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(units)}, or a share such as {kind}=0.5x")
+    if relative and not 0 < amount <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a share above 0 and up to 1 of the dense model")
+    if amount <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: above 0")
+    return Wish(kind, amount if relative else amount * units[unit], relative)
+
+
+def check(wishes: Sequence[Wish], sparsity: float | None, units: str, floor: float | None) -> None:
+    """Refuse budgets that cannot be met, before any work.
+
+    Raises:
+        ValueError: If there is no budget or one twice, one that weights cannot meet, or a floor above the budget.
+    """
+    if sparsity is None and not wishes:
+        raise ValueError(f"how much to cut? give --sparsity 0.9 or --budget ({EXAMPLES})")
+    kinds = [w.kind for w in wishes]
+    twice = sorted({k for k in kinds if kinds.count(k) > 1})
+    if twice:
+        raise ValueError(f"--budget {twice[0]} is given twice")
+    if units == "weights":
+        for asked in wishes:
+            if asked.kind in WHY_NOT_WEIGHTS:
+                reason = WHY_NOT_WEIGHTS[asked.kind]
+                raise ValueError(f"--budget {asked} cannot be met by cutting weights: {reason}; use --units channels")
+    if units == "weights" and sparsity is not None and floor is not None and floor > 1 - sparsity + 1e-9:
+        raise ValueError(
+            f"--sparsity {sparsity:g} is out of reach: the floor keeps {floor:g} of every layer; "
+            f"allowed: --floor up to {1 - sparsity:.4g}"
+        )
+
+
+class Together:
+    """Several budgets at once: the largest model that meets all of them.
+
+    Args:
+        budgets: At least one; their masks are nested, as all cut along one ranking.
+    """
+
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        self.budgets = list(budgets)
+
+    def mask(
+        self,
+        scores: Mapping[str, Scores],
+        fusion: Fusion,
+        size: Size,
+        front: Mask | None = None,
+        cut: Mask | None = None,
+        fraction: float = 1.0,
+    ) -> Mask:
+        """The smallest of the budgets' masks."""
+        masks = [b.mask(scores, fusion, size, front, cut, fraction) for b in self.budgets]
+        return min(masks, key=lambda mask: sum(int(m.sum()) for m in mask.values()))
+
+
+def of_weights(wishes: Sequence[Wish], sparsity: float | None, params: int) -> Budget:
+    """The budget over single weights.
+
+    Args:
+        wishes: Checked by :func:`check`.
+        sparsity: The fraction removed, or None.
+        params: Parameters of the dense model with the kept heads.
+    """
+    budgets: list[Budget] = [] if sparsity is None else [Sparsity(sparsity)]
+    budgets += [Parameters(max(1, int(w.absolute(params)))) for w in wishes if w.kind == "params"]
+    return budgets[0] if len(budgets) == 1 else Together(budgets)

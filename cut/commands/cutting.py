@@ -1,0 +1,184 @@
+"""Cutting: from a prune command's options to a mask."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cut.budget import Parameters, Sparsity
+from cut.commands import budgets
+from cut.commands.source import Source, few, zeros_of
+from cut.decomposition import Loss, Owners, forward, kept_parameters, network_input, owners
+from cut.executorch import export_executorch
+from cut.export import export_onnx
+from cut.fusion import Vote
+from cut.limits import Bytes, MACs, Together, UnitBudget
+from cut.masks import make_mask
+from cut.objectives import moved
+from cut.scores import Scores
+from cut.search import Found, Target
+from cut.selection import Mask
+from cut.speed import density_of, fast_enough
+from cut.structured import Plan, make_unit_mask, plan
+
+RUNTIMES = {"onnx": ".onnx", "executorch": ".pte"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is cut, and how.
+
+    Attributes:
+        args: The command's options, checked.
+        network: The whole network, on its device.
+        tasks: The tasks to keep.
+        losses: Losses of all tasks of the network.
+        first: A few pictures with labels, on the device.
+        used: Which task uses which parameter.
+        plan: The units, None when single weights are cut.
+        cut: What is cut already.
+        facts: Bytes of the facts that are saved with the model, which count in a budget of bytes.
+    """
+
+    args: argparse.Namespace
+    network: nn.Module
+    tasks: list[str]
+    losses: Mapping[str, Loss]
+    first: Any
+    used: Owners
+    plan: Plan | None
+    cut: Mask | None
+    facts: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense model with the kept heads."""
+        kept = kept_parameters(self.network, self.used, self.tasks)
+        return sum(p.numel() for n, p in self.network.named_parameters() if n in kept)
+
+    def mask(self, scores: Mapping[str, Scores], more: list[UnitBudget] | None = None) -> Mask:
+        """The mask that meets all budgets; ``more`` of them only with units.
+
+        Raises:
+            ValueError: If a budget is out of reach.
+        """
+        args = self.args
+        common: dict[str, Any] = {
+            "fusion": Vote(args.share),
+            "floor_share": floor_of(args),
+            "cut": self.cut,
+        }
+        if self.plan is None:
+            budget = budgets.of_weights(args.budget, args.sparsity, self.parameters)
+            return make_mask(self.network, scores, self.first, self.losses, self.tasks, budget=budget, **common)
+        return make_unit_mask(
+            self.network,
+            scores,
+            self.first,
+            self.losses,
+            self.tasks,
+            budget=Together([*self._limits(), *(more or [])] or [Sparsity(0.0)]),
+            reduce=args.reduce,
+            rounding=args.rounding,
+            cap=args.cap,
+            inside=None if args.inside is None else Sparsity(args.inside),
+            units=self.plan,
+            **common,
+        )
+
+    def _dense_bytes(self) -> float:
+        """Bytes on disk of the dense model with the kept heads, its facts left out."""
+        return self.units.cost.dense["bytes"] + self.units.cost.file_overhead
+
+    @property
+    def units(self) -> Plan:
+        """The units, which there are where channels are cut."""
+        assert self.plan is not None
+        return self.plan
+
+    def fast_mask(self, scores: Mapping[str, Scores], wish: budgets.Wish, progress: bool) -> tuple[Mask, Found]:
+        """The mask that meets all budgets, a latency among them, and what the search reached.
+
+        Raises:
+            ValueError: If the latency or another budget is out of reach.
+        """
+        args, example = self.args, network_input(self.first).cpu()
+        network = copy.deepcopy(self.network).cpu().eval()
+        suffix = RUNTIMES[args.runtime]
+        key = {"model": _digest(network), "runtime": args.runtime, "threads": args.threads, "machine": platform.node()}
+        key |= {
+            k: getattr(args, k) for k in ("share", "sparsity", "floor", "reduce", "rounding", "cap", "batches", "seed")
+        }
+        key |= {"tasks": self.tasks, "budget": [str(b) for b in args.budget], "size": list(example.shape)}
+
+        def mask_of(density: float) -> Mask:
+            return {n: m.cpu() for n, m in self.mask(scores, [MACs(density)]).items()}
+
+        return fast_enough(
+            network,
+            mask_of,
+            self.tasks,
+            example,
+            Target(wish.amount, "x" if wish.relative else "ms"),
+            write=export_executorch if suffix == ".pte" else export_onnx,
+            suffix=suffix,
+            highest=density_of(self.units, self.mask(scores)) if self._limits() else 1.0,
+            cache=args.out.parent / f"{args.out.name}.latency.json",
+            key=key,
+            progress=progress,
+            threads=args.threads,
+        )
+
+    def _limits(self) -> list[UnitBudget]:
+        """The budgets that follow from a choice of units alone."""
+        found: list[UnitBudget] = [] if self.args.sparsity is None else [Sparsity(self.args.sparsity)]
+        for wish in self.args.budget:
+            if wish.kind == "params":
+                found.append(Parameters(max(1, int(wish.absolute(self.units.cost.dense["parameters"])))))
+            elif wish.kind == "macs":
+                found.append(MACs(wish.amount))
+            elif wish.kind == "bytes":
+                found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()) - self.facts)))
+        return found
+
+
+def floor_of(args: argparse.Namespace) -> float:
+    """The floor: what was asked for, else 5 % of every layer, but never more than half of what stays."""
+    if args.floor is not None:
+        return float(args.floor)
+    least = [1 - s for s in (args.sparsity, args.inside) if s is not None]
+    return min([0.05, *(s / 2 for s in least)])
+
+
+def prepare(args: argparse.Namespace, source: Source, network: nn.Module, tasks: list[str]) -> Job:
+    """See what belongs to which task, and find the units; before any work that takes long.
+
+    Raises:
+        ValueError: If the network has no units that can be cut; it names the module that stops it.
+    """
+    device = next(network.parameters()).device
+    data = source.labelled()
+    first = moved(few(data.score(1)[0]), device)
+    with torch.no_grad():
+        every = forward(network, first)  # heads that are dropped too
+    losses = {t: data.objectives[t].loss for t in every}
+    used = owners(network, first, losses, list(losses))
+    found = plan(network, first, losses, tasks) if args.units == "channels" else None
+    return Job(args, network, tasks, losses, first, used, found, zeros_of(network) if source.cut else None)
+
+
+def _digest(network: nn.Module) -> str:
+    """Short digest of a network's weights."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]

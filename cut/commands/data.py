@@ -1,0 +1,52 @@
+"""``cut data check``: validate a published data set on disk."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cut.commands import options
+from cut.commands.terminal import Terminal
+
+EXAMPLE = """examples:
+  cut data check /data/nyu_v2
+  cut data check /data/taskonomy --set taskonomy --json
+"""
+SHOWN = 50  # lines of what is wrong
+
+
+def add(commands: Any) -> None:
+    """The command's options."""
+    data = commands.add_parser("data", help="look at a data set")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    check = kinds.add_parser(
+        "check",
+        help="open every file of NYU-v2, Cityscapes or Tiny-Taskonomy and list what is wrong",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("path", type=Path, help="folder of the set")
+    check.add_argument("--set", help="nyuv2, cityscapes or taskonomy; default: found from the folder")
+    options.add_output(check)
+    check.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check a set and say what is wrong; an error if anything is.
+
+    Raises:
+        ValueError: If it is no set, or something is wrong with it.
+    """
+    from cut.data.check import check
+
+    terminal = Terminal(args)
+    report = check(args.path, args.set, lambda examples: terminal.track(examples, "checking"))
+    terminal.result(dataclasses.asdict(report), report.summary)
+    for line in report.wrong[:SHOWN]:
+        terminal.say(f"wrong: {line}")
+    if len(report.wrong) > SHOWN:
+        terminal.say(f"... and {len(report.wrong) - SHOWN} more (--json lists all)")
+    if report.wrong:
+        raise ValueError(f"{args.path}: {len(report.wrong)} things are wrong, the first: {report.wrong[0]}")

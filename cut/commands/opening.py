@@ -1,0 +1,272 @@
+"""Opening: from what a user names (a folder, a checkpoint, a function, a backbone) to a model with its data."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cut import checkpoint
+from cut.commands.source import CUT, Data, Source
+from cut.decomposition import check_tasks, forward, network_input
+from cut.modelfile import SPEC, read_spec
+from cut.objectives import Objective, objectives_of
+
+if TYPE_CHECKING:
+    from cut.data.base import MultiTaskData
+
+ROOMS = "cut.data.rooms.Rooms"
+FORMS = "a folder with a model, a Lightning checkpoint of ours, or module:function"
+RETURNS = "(model, loader, tasks, example) or (model, loader, tasks, example, test loader)"
+
+
+def open_source(
+    name: str, weights: str | Path | None = None, data: str | None = None, seed: int = 0, labels: bool = False
+) -> Source:
+    """The model that a command names.
+
+    Args:
+        name: A folder that holds a model (of ``cut prune``, ``cut.save``, or a run of ours), a Lightning checkpoint of
+            :class:`cut.model.MultiTaskModel`, or ``module:function``.
+        weights: A folder whose model file is loaded into the function's model.
+        data: For a folder: a YAML as in ``configs/data`` or the class path of a data module; None = Rooms, if the
+            command needs labels.
+        seed: Seed of the data's order.
+        labels: Whether the command needs labelled data.
+
+    Raises:
+        ValueError: If there is no such model, it is damaged, or the data do not fit it.
+    """
+    if ":" in name and not Path(name).exists():
+        if data is not None:
+            raise ValueError(f"--data {data}: {name} brings its own data; allowed only for a folder")
+        return _from_function(name, weights)
+    if weights is not None:
+        raise ValueError(f"--weights {weights}: allowed only for module:function; {name} has its own weights")
+    network, path, meta = _from_folder(name)
+    tasks = list(network.active) if hasattr(network, "active") else []
+    if not tasks:
+        raise ValueError(f"{name} is of a foreign network: name its module:function, and the folder with --weights")
+    source = Source(name, network, tasks, torch.empty(0), meta, path)
+    if data is not None or labels:
+        found = data_module(data or ROOMS, list(network.heads), seed)  # type: ignore[arg-type]
+        source.data = _of_module(found, tasks)
+        source.meta = {**facts(found, tasks), **{k: v for k, v in meta.items() if k == CUT}}
+        source.example = source.data.score(1)[0]["image"][:4]
+    else:
+        source.unlabelled = _pictures(meta, network)
+        source.example = source.unlabelled(1)[0]
+    return source
+
+
+def fresh(backbone: str, data: str | None, tasks: list[str] | None, seed: int) -> Source:
+    """A new network of ours on a timm backbone, with a head for each task of a data set.
+
+    The backbone has pre-trained weights if the cache holds them (``python -m cut.weights``), else random ones.
+
+    Args:
+        backbone: Any timm name.
+        data: As for :func:`open_source`.
+        tasks: The tasks; None = all of the data.
+        seed: Of first weights and data.
+
+    Raises:
+        ValueError: If there is no such backbone, data set or task.
+    """
+    import timm
+
+    from cut import backbones
+    from cut.network import MultiTaskNet, NetworkConfig
+
+    if not timm.is_model(backbone):
+        raise ValueError(f"no model {backbone!r}; allowed: {FORMS}, or a timm name such as mobilenetv2_100")
+    module = data_module(data or ROOMS, tasks, seed)
+    names = [t.name for t in module.tasks]
+    image = module.score_batches(1, 4)[0]["image"]
+    height, width = (int(s) for s in image.shape[-2:])
+    patched = backbones.probe(backbone)[2] is not None
+    config = NetworkConfig(backbone, "auto", img_size=(height, width) if patched else None, resize="patch")
+    network = MultiTaskNet(
+        {t.name: t.channels for t in module.tasks}, [t.name for t in module.tasks if not t.dense], config
+    )
+    return Source(backbone, network, names, image, facts(module, names), None, _of_module(module, names))
+
+
+def model_folder(path: Path) -> Path:
+    """Where a folder's model file is: in it, or, in a run's folder, in ``compact``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for folder in (path, path / "compact"):
+        if (folder / SPEC).exists():
+            return folder
+    raise ValueError(f"{path} holds no model: neither {SPEC} nor compact/{SPEC}; allowed: {FORMS}")
+
+
+def _from_folder(name: str) -> tuple[Any, Path, dict[str, Any]]:
+    """A model of ours, its path and its facts."""
+    path = Path(name)
+    if path.is_dir():
+        folder = model_folder(path)
+        if read_spec(folder).get("kind") != "multitasknet":
+            raise ValueError(f"{name} is of a foreign network: name its module:function, and the folder with --weights")
+        return checkpoint.load(folder), folder, checkpoint.read_metadata(folder)
+    if path.suffix == ".ckpt" and path.is_file():
+        return _from_lightning(path), path, {}
+    raise ValueError(f"no model {name!r}; allowed: {FORMS}")
+
+
+def _from_lightning(path: Path) -> nn.Module:
+    """The network in a checkpoint that a Lightning trainer wrote of our module."""
+    from cut.network import MultiTaskNet
+
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        start = "network."
+        state = {k.removeprefix(start): v for k, v in stored["state_dict"].items() if k.startswith(start)}
+        config = stored["hyper_parameters"]["network"]
+        heads = list(dict.fromkeys(k.split(".")[1] for k in state if k.startswith("heads.")))
+        last = {t: [v for k, v in state.items() if k.startswith(f"heads.{t}.") and v.ndim in (2, 4)][-1] for t in heads}
+        outputs = {t: len(w) for t, w in last.items()}
+        level = [t for t, w in last.items() if w.ndim == 2]
+        network = MultiTaskNet.from_spec({"outputs": outputs, "image_level": level, "config": config})
+        network.load_state_dict(state)
+    except Exception as error:  # unpickling and loading fail in many ways
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no readable Lightning checkpoint of cut.model.MultiTaskModel: {reason}") from error
+    return network.eval()
+
+
+def _pictures(meta: dict[str, Any], network: Any) -> Callable[[int], list[Tensor]]:
+    """Batches of the pictures that ship with the package, at the model's input size."""
+    from cut.data.rooms import Rooms
+
+    told = meta.get("input", {})
+    size = [int(told[k]) for k in ("height", "width")] if told else list(network.config.img_size or (96, 128))
+    rooms = Rooms(tasks=("scene",), mean=told.get("mean", network.mean), std=told.get("std", network.std))
+
+    def pictures(count: int) -> list[Tensor]:
+        images = [batch["image"] for batch in rooms.score_batches(count, 4)]
+        return [nn.functional.interpolate(i, size=size, mode="bilinear", align_corners=False) for i in images]
+
+    return pictures
+
+
+# -------------------------------------------------------------------------------------------------- a function
+
+
+def _from_function(name: str, weights: str | Path | None) -> Source:
+    """What ``module:function`` returns, checked by one forward pass."""
+    made = _call(name)
+    if not isinstance(made, (tuple, list)) or len(made) not in (4, 5) or not isinstance(made[0], nn.Module):
+        kind = [type(v).__name__ for v in made] if isinstance(made, (tuple, list)) else type(made).__name__
+        raise ValueError(f"{name} returned {kind}; it must return {RETURNS}")
+    model, loader, tasks, example, *test = made
+    objectives = objectives_of(tasks)
+    if not isinstance(example, Tensor):
+        raise ValueError(f"{name}: the example input is {type(example).__name__}; a tensor is needed")
+    meta: dict[str, Any] = {}
+    path = None
+    if weights is not None:
+        dense = model
+        model, path = checkpoint.load(weights, lambda: dense), Path(weights)
+        meta = checkpoint.read_metadata(weights)
+    model.eval()
+    with torch.no_grad():
+        outputs = forward(model, example[:2], lambda x: x)
+    missing = sorted(set(outputs) - set(objectives))
+    if missing:
+        raise ValueError(f"{name}: no loss for task {missing[0]!r}; there are losses for {sorted(objectives)}")
+    data = Data(loader, test[0] if test else loader, objectives, lambda n: _first(loader, n))
+    return Source(name, model, check_tasks(list(outputs), objectives), example, meta, path, data)
+
+
+def _call(name: str) -> Any:
+    """Import a function, also from the folder that the command runs in, and call it."""
+    module, _, function = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"no module {error.name!r} (in {name!r}; looked here and among the installed ones)") from error
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"no function {function!r} in the module {module!r}") from error
+    if not callable(found):
+        raise ValueError(f"{name} is {type(found).__name__}; a function is needed that returns {RETURNS}")
+    return found()
+
+
+def _first(loader: Iterable[Any], count: int) -> list[Any]:
+    """The loader's first batches; fewer if it has fewer."""
+    found = [batch for batch, _ in zip(loader, range(count), strict=False)]
+    if not found:
+        raise ValueError("the loader gives no batches")
+    network_input(found[0])  # says what is wrong with the batch, before any work
+    return found
+
+
+# ------------------------------------------------------------------------------------------- a data set of ours
+
+
+def data_module(name: str, tasks: list[str] | None, seed: int = 0) -> MultiTaskData:
+    """A data module by its class path, or as a YAML in the form of ``configs/data`` has it.
+
+    Args:
+        name: ``cut.data.rooms.Rooms``, or a file with ``class_path`` and ``init_args``, under ``data`` or not.
+        tasks: The tasks that it gives labels for, unless the file names its own; None = the module's default.
+        seed: Its seed, unless the file names one.
+
+    Raises:
+        ValueError: If there is no such class or file, or the options are not allowed.
+    """
+    import jsonargparse
+    import yaml
+
+    from cut.data.base import MultiTaskData
+
+    entry: dict[str, Any] = {"class_path": name}
+    if name.endswith((".yaml", ".yml")):
+        try:
+            read = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"--data {name} is no readable YAML file: {error}") from error
+        entry = read.get("data", read) if isinstance(read, dict) else {}
+    options = {"seed": seed, **({} if tasks is None else {"tasks": tasks}), **(entry.get("init_args") or {})}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MultiTaskData, "data", required=True)
+    try:
+        config = parser.parse_object({"data": {"class_path": entry.get("class_path"), "init_args": options}})
+        return parser.instantiate_classes(config).data
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise ValueError(f"--data {name}: {' '.join(str(error).split())}") from error
+
+
+def _of_module(module: MultiTaskData, tasks: list[str]) -> Data:
+    """A data module's loaders, losses and metrics."""
+    mine = {t.name: t for t in module.tasks}
+    missing = [t for t in tasks if t not in mine]
+    if missing:
+        raise ValueError(f"{module.name} has no labels for the model's task {missing[0]!r}; it has {sorted(mine)}")
+    module.setup("fit")
+    objectives = {
+        n: Objective(t.loss, dict(t.metrics().items(keep_base=True)), t.weight, t.dense) for n, t in mine.items()
+    }
+    return Data(module.train_dataloader(), module.test_dataloader(), objectives, module.score_batches)
+
+
+def facts(module: MultiTaskData, tasks: list[str]) -> dict[str, Any]:
+    """The facts that an exported file carries, see :func:`cut.export.metadata`."""
+    from cut.export import metadata
+
+    mine = {t.name: t for t in module.tasks}
+    height, width = module.score_batches(1, 1)[0]["image"].shape[-2:]
+    return metadata([mine[t] for t in tasks], module.mean, module.std, (height, width))

@@ -1,0 +1,87 @@
+"""Options that several commands share, in the words of the YAML files, and their values' checks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+SOURCE = "a folder with a model or a run, a Lightning checkpoint of ours, or module:function (see cut --help)"
+
+
+def number(low: float, high: float, what: str, closed: bool = True) -> Callable[[str], float]:
+    """A parser of numbers from ``low`` to ``high``; without ``closed``, the upper end is not allowed."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (low <= value <= high if closed else low <= value < high):
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: {what}")
+        return value
+
+    return read
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers of at least ``least``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers of at least {least}")
+        return value
+
+    return read
+
+
+def rate(text: str) -> float:
+    """A learning rate: above 0 and at most 10."""
+    value = number(0, 10, "a number above 0")(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number above 0")
+    return value
+
+
+def positive_share(text: str) -> float:
+    """A share above 0 and up to 1."""
+    value = share(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: above 0 and up to 1")
+    return value
+
+
+share = number(0, 1, "0 to 1")
+sparsity = number(0, 1, "0 <= sparsity < 1 (the fraction removed)", closed=False)
+
+
+def add_source(parser: argparse.ArgumentParser, what: str = "model") -> None:
+    """What the command works on."""
+    parser.add_argument("source", metavar="MODEL", help=f"the {what}: {SOURCE}")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="model file for the model of module:function")
+    parser.add_argument(
+        "--data", metavar="DATA", help="YAML as in configs/data, or class path, of a folder's data (default: Rooms)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="of data order and training (default: 0)")
+
+
+def add_training(parser: argparse.ArgumentParser, steps: int, lr: float) -> None:
+    """How long and how fast to train."""
+    parser.add_argument("--steps", type=whole(0), default=steps, help=f"training steps (default: {steps})")
+    parser.add_argument("--lr", type=rate, default=lr, help=f"highest learning rate (default: {lr:g})")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+
+
+def add_out(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where the result goes."""
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=what)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """How the command talks."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress, no summary")

@@ -1,0 +1,178 @@
+"""``cut prune``: score, fuse, cut to a budget, fine-tune; a masked model comes out, ready for ``cut compact``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from cut.commands import budgets, options
+from cut.commands.terminal import Terminal, table
+
+if TYPE_CHECKING:
+    from cut.commands.source import Source
+    from cut.search import Found
+
+MODELS = 12  # that a search for a latency makes at most
+EXAMPLES = """examples:
+  cut prune runs/demo/dense --tasks seg depth --sparsity 0.9 --out runs/pruned
+  cut prune runs/demo/dense --tasks seg depth --units channels --budget macs=0.5 --out runs/half
+  cut prune mine:setup --tasks seg --budget params=2e6 --steps 500 --out runs/mine
+  cut prune mine:setup --tasks seg --units channels --budget latency=20ms --budget bytes=4MB --out runs/mine
+"""
+
+
+def add(commands: Any) -> None:
+    """The command's options."""
+    parser = commands.add_parser(
+        "prune",
+        help="cut a model for chosen tasks to a budget and fine-tune it",
+        description="Score every weight for each task, let the tasks vote, cut to an exact budget, fine-tune.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_source(parser, "dense model")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="the tasks to keep (default: all)")
+    parser.add_argument("--sparsity", type=options.sparsity, help="fraction of the weights (or channels) removed")
+    parser.add_argument(
+        "--budget", type=budgets.wish, action="append", default=[], metavar="WHAT=N", help=f"such as {budgets.EXAMPLES}"
+    )
+    parser.add_argument("--units", choices=("weights", "channels"), default="weights", help="what is cut together")
+    parser.add_argument("--reduce", choices=("sum", "mean", "per_mac"), default="sum", help="how a channel is scored")
+    parser.add_argument("--rounding", type=options.whole(1), default=1, help="layers keep a multiple of N channels")
+    parser.add_argument("--cap", type=options.positive_share, default=1.0, help="largest share of a layer that stays")
+    parser.add_argument("--inside", type=options.sparsity, help="sparsity of weights, cut inside the channels left")
+    parser.add_argument("--share", type=options.share, default=0.5, help="vote share: 0 any, 0.5 half, 1 all tasks")
+    parser.add_argument("--floor", type=options.share, help="share of every layer that stays (default: at most 0.05)")
+    parser.add_argument("--batches", type=options.whole(1), default=50, help="scoring batches (default: 50)")
+    parser.add_argument(
+        "--runtime", choices=("onnx", "executorch"), default="onnx", help="in which a latency is measured"
+    )
+    parser.add_argument("--threads", type=options.whole(1), default=1, help="of that runtime (default: 1)")
+    options.add_training(parser, steps=200, lr=1e-3)
+    options.add_out(parser, "folder for the masked model")
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prune.
+
+    Raises:
+        ValueError: For options that do not fit each other or the model, before any work starts.
+    """
+    budgets.check(args.budget, args.sparsity, args.units, args.floor)
+    check_units(args)
+    terminal = Terminal(args)
+    import torch
+
+    from cut.commands.cutting import prepare
+    from cut.commands.opening import open_source
+    from cut.commands.source import CUT, device_of, whole
+    from cut.decomposition import check_tasks
+    from cut.masks import apply_mask, component_sparsity
+    from cut.objectives import evaluate, moved
+    from cut.recovery import recover
+    from cut.scores import Sensitivity
+
+    device = device_of(args.device)
+    torch.manual_seed(args.seed)
+    source = open_source(args.source, args.weights, args.data, args.seed, labels=True)
+    data, dense_tasks = source.labelled(), list(source.tasks)
+    tasks = check_tasks(args.tasks or dense_tasks, dense_tasks)
+    network = whole(source).to(device)
+    wanted = {t: data.objectives[t] for t in tasks}
+    job = prepare(args, source, network, tasks)
+    before = evaluate(network, terminal.track(data.test, "dense model"), wanted)
+    start = time.perf_counter()
+    batches = (moved(b, device) for b in terminal.track(data.score(args.batches), "scoring"))
+    scores = Sensitivity()(network, batches, job.losses, tasks)
+    job = replace(job, facts=size_of_facts(source.meta, args, before))
+    wish = next((w for w in args.budget if w.kind == "latency"), None)
+    found: Found | None = None
+    if wish is None:
+        mask = job.mask(scores)
+    else:
+        mask, found = job.fast_mask(scores, wish, terminal.shows_progress)
+    apply_mask(network, mask)
+    scored = time.perf_counter() - start
+    start = time.perf_counter()
+    if hasattr(network, "select"):
+        network.select(tasks)
+    recover(
+        network,
+        data.train,
+        job.losses,
+        tasks,
+        steps=args.steps,
+        lr=args.lr,
+        mask=mask,
+        weights={t: o.weight for t, o in wanted.items()},
+        progress=lambda steps: terminal.track(steps, "fine-tuning"),
+    )
+    tuned = time.perf_counter() - start
+    after = evaluate(network, terminal.track(data.test, "pruned model"), wanted)
+    network.cpu()
+    zeros = component_sparsity(network, {n: m.cpu() for n, m in mask.items()}, job.used, tasks)
+    facts = {
+        "tasks": tasks,
+        "units": args.units,
+        "budget": [str(b) for b in args.budget],
+        "sparsity": zeros,
+        "metrics": {"dense": before, "pruned": after},
+    }
+    if found is not None:
+        facts["latency"] = {"target": str(wish), "runtime": args.runtime, "threads": args.threads, **asdict(found)}
+    save(source, network, tasks, facts, args.out, CUT)
+    facts |= {"out": str(args.out), "score_seconds": round(scored, 2), "finetune_seconds": round(tuned, 2)}
+    shown = [_shown(before, after), _told(zeros), f"masked model: {args.out}"]
+    if found is not None:
+        reading = found.reading
+        shown.insert(2, f"{wish}: reached {reading.value:.3g} ({reading.low:.3g} to {reading.high:.3g})")
+    terminal.result(facts, shown)
+
+
+def check_units(args: argparse.Namespace) -> None:
+    """Refuse options of channels where weights are cut.
+
+    Raises:
+        ValueError: Naming the first such option.
+    """
+    if args.units == "channels":
+        return
+    for name, default in (("reduce", "sum"), ("rounding", 1), ("cap", 1.0), ("inside", None)):
+        if getattr(args, name) != default:
+            raise ValueError(f"--{name} {getattr(args, name)}: allowed only with --units channels")
+
+
+def size_of_facts(meta: Mapping[str, Any], args: argparse.Namespace, metrics: Mapping[str, float]) -> int:
+    """About, and no fewer than, the bytes that facts on the model and its cut will take in its file."""
+    several = 2 * len(json.dumps(metrics)) + 100 * sum(b.kind == "latency" for b in args.budget) * MODELS
+    return len(json.dumps(dict(meta), indent=6)) + several + 1000
+
+
+def save(source: Source, network: Any, tasks: list[str], facts: dict[str, Any], out: Any, key: str) -> int:
+    """Write the network, its outputs reduced to the kept tasks, with its facts; returns bytes on disk."""
+    from cut import checkpoint
+    from cut.stub import TaskSubset
+
+    meta = {k: v for k, v in source.meta.items() if k != key}
+    if "tasks" in meta:
+        meta["tasks"] = {t: meta["tasks"][t] for t in tasks}
+    shown = network if hasattr(network, "select") else TaskSubset(network, tasks)
+    return checkpoint.save(shown, out, metadata=meta | {key: facts})
+
+
+def _shown(before: dict[str, float], after: dict[str, float]) -> Any:
+    """Losses and metrics before and after."""
+    rows = [(key, f"{before[key]:.4g}", f"{after[key]:.4g}") for key in before]
+    return table(("task/metric", "dense", "pruned"), rows)
+
+
+def _told(zeros: dict[str, float]) -> str:
+    """Sparsity by component in one line."""
+    parts = ", ".join(f"{part} {value:.1%}" for part, value in zeros.items() if part != "kept")
+    return f"sparsity {zeros['kept']:.1%} ({parts.replace('_', ' ')})"

@@ -1,0 +1,289 @@
+"""The way from a model to a file through the command, for one's own model and for ours."""
+
+import json
+
+import pytest
+import torch
+
+from cut import checkpoint
+from cut.cli import main
+from cut.decomposition import prunable
+from cut.masks import sparsity
+from cut.stub import TaskSubset
+from tests.commands.own_model import Net, pictures
+
+OWN = "tests.commands.own_model:setup"
+
+
+def told(capsys, *line):
+    """What a command printed as JSON, after it worked."""
+    assert main([*map(str, line), "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def zeros(folder, builder=None):
+    network = checkpoint.load(folder, builder)
+    network = network.module if isinstance(network, TaskSubset) else network
+    return {n: p.detach() != 0 for n, p in prunable(network).items()}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "dense"
+    assert main(["fit", OWN, "--steps", "60", "--lr", "0.01", "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own") / "pruned"
+    line = ["prune", OWN, "--weights", str(fitted), "--tasks", "depth", "--sparsity", "0.8", "--steps", "40"]
+    assert main([*line, "--lr", "0.01", "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_fitting_ones_own_model_lowers_its_losses(fitted, capsys, tmp_path):
+    line = ["fit", OWN, "--steps", 0, "--out", tmp_path / "raw"]
+    raw = told(capsys, *line)["metrics"]
+    trained = told(capsys, *line, "--weights", fitted)["metrics"]
+    assert set(raw) == {"seg/loss", "seg/accuracy", "depth/loss", "count/loss"}
+    assert all(trained[f"{t}/loss"] < raw[f"{t}/loss"] for t in ("seg", "depth", "count"))
+    assert trained["seg/accuracy"] > raw["seg/accuracy"]
+
+
+def test_pruned_model_has_the_sparsity_asked_for_over_backbone_and_kept_head(pruned):
+    mask = zeros(pruned, Net)
+    kept = [n for n in mask if n.split(".")[0] in ("trunk", "low", "depth")]
+    assert sparsity(Net(), mask, kept) == pytest.approx(0.8, abs=0.5 / sum(mask[n].numel() for n in kept))
+    assert all(mask[n].all() for n in mask if n not in kept), "dropped heads are not cut but removed later"
+
+
+def test_its_output_is_the_kept_task_and_fine_tuning_pays(pruned, fitted, capsys, tmp_path):
+    model = checkpoint.load(pruned, Net)
+    assert list(model(pictures(3)[0][0])) == ["depth"]
+    line = ["prune", OWN, "--weights", fitted, "--tasks", "depth", "--sparsity", 0.8, "--steps", 0]
+    untuned = told(capsys, *line, "--out", tmp_path / "untuned")
+    facts = checkpoint.read_metadata(pruned)["cut"]
+    assert facts["metrics"]["pruned"]["depth/loss"] < untuned["metrics"]["pruned"]["depth/loss"]
+    assert facts["metrics"]["dense"] == pytest.approx(untuned["metrics"]["dense"])
+    assert facts["tasks"] == ["depth"] and facts["sparsity"]["kept"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_compact_model_gives_the_pruned_ones_outputs_and_is_smaller(pruned, capsys, tmp_path):
+    facts = told(capsys, "compact", OWN, "--weights", pruned, "--out", tmp_path / "small")
+    image = pictures(5)[0][0]
+    expected, found = (checkpoint.load(f, Net)(image)["depth"] for f in (pruned, tmp_path / "small"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert facts["after"]["params"] < facts["before"]["params"] and facts["max_abs_diff"] < 1e-5
+    assert facts["after"]["bytes"] == sum(p.stat().st_size for p in (tmp_path / "small").iterdir())
+
+
+def test_pruning_a_pruned_model_only_cuts_more(pruned, tmp_path):
+    line = ["prune", OWN, "--weights", str(pruned), "--sparsity", "0.9", "--steps", "2", "--quiet"]
+    assert main([*line, "--out", str(tmp_path / "more")]) == 0
+    before, after = zeros(pruned, Net), zeros(tmp_path / "more", Net)
+    assert all((after[n] <= before[n]).all() for n in before)
+    kept = [n for n in after if n.split(".")[0] in ("trunk", "low", "depth")]
+    assert sparsity(Net(), after, kept) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_fitting_a_pruned_model_keeps_its_zeros(pruned, tmp_path):
+    assert main(["fit", OWN, "--weights", str(pruned), "--steps", "5", "--out", str(tmp_path / "m"), "--quiet"]) == 0
+    before, after = zeros(pruned, Net), zeros(tmp_path / "m", Net)
+    assert all(torch.equal(before[n], after[n]) for n in before if n.split(".")[0] in ("trunk", "low", "depth"))
+
+
+@pytest.mark.parametrize(("budget", "left"), [("params=900", 900), ("params=0.25", 0.25)])
+def test_parameter_budget_is_met_exactly(fitted, budget, left, capsys, tmp_path):
+    line = ["prune", OWN, "--weights", fitted, "--tasks", "depth", "--steps", 0, "--budget", budget]
+    told(capsys, *line, "--out", tmp_path / "m")
+    network = checkpoint.load(tmp_path / "m", Net).module
+    mine = [p for n, p in network.named_parameters() if n.split(".")[0] in ("trunk", "low", "depth")]
+    total = sum(p.numel() for p in mine)
+    # Biases of dead channels are cut on top of the budget.
+    found = sum(int((p != 0).sum()) for p in mine)
+    goal = left if left > 1 else int(left * total)
+    assert goal - 40 <= found <= goal
+
+
+def test_two_budgets_are_both_met(fitted, capsys, tmp_path):
+    line = ["prune", OWN, "--weights", fitted, "--tasks", "depth", "--steps", 0]
+    for i, (s, b) in enumerate([(0.5, "params=0.2"), (0.9, "params=0.8")]):
+        facts = told(capsys, *line, "--sparsity", s, "--budget", b, "--out", tmp_path / str(i))
+        assert facts["sparsity"]["kept"] >= s - 1e-3
+        if i == 0:
+            assert facts["sparsity"]["kept"] > 0.75
+
+
+def prunes_channels(fitted, capsys, out, *line):
+    """A cut by channels without training, made compact: what prune told, and the compact model's cost."""
+    told_ = told(
+        capsys, "prune", OWN, "--weights", fitted, "--units", "channels", "--steps", 0, *line, "--out", out / "p"
+    )
+    small = told(capsys, "compact", OWN, "--weights", out / "p", "--out", out / "c")
+    assert small["max_abs_diff"] < 1e-4
+    return told_, small["after"]
+
+
+def test_budgets_of_channels_are_met_by_the_compact_model(fitted, capsys, tmp_path):
+    _, dense = prunes_channels(fitted, capsys, tmp_path / "d", "--budget", "macs=1", "--tasks", "seg", "depth")
+    line = ["--tasks", "seg", "depth", "--budget", "macs=0.5", "--budget", "params=0.6"]
+    facts, small = prunes_channels(fitted, capsys, tmp_path / "s", *line)
+    assert small["macs"] <= 0.5 * dense["macs"] and small["params"] <= 0.6 * dense["params"]
+    assert facts["units"] == "channels" and facts["budget"] == ["macs=0.5x", "params=0.6x"]
+    _, tiny = prunes_channels(fitted, capsys, tmp_path / "b", "--tasks", "seg", "depth", "--budget", "bytes=10kB")
+    assert 8000 < tiny["bytes"] <= 10_000 < dense["bytes"]
+
+
+def test_channels_are_rounded_capped_and_thinned_inside(fitted, capsys, tmp_path):
+    line = ["--tasks", "depth", "--sparsity", 0.3, "--rounding", 4, "--cap", 0.75, "--reduce", "mean"]
+    prunes_channels(fitted, capsys, tmp_path, *line)
+    small = checkpoint.load(tmp_path / "c", Net)
+    widths = [m.out_channels for m in small.modules() if isinstance(m, torch.nn.Conv2d) and m.out_channels > 1]
+    assert widths and all(w % 4 == 0 for w in widths) and max(widths) <= 12
+    facts, _ = prunes_channels(fitted, capsys, tmp_path / "i", "--budget", "macs=0.6", "--inside", 0.8)
+    assert facts["sparsity"]["kept"] == pytest.approx(0.8, abs=2e-3)
+
+
+def test_latency_is_searched_for_and_reported(fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, 0.9 * d, 1.1 * d))
+    line = ["--tasks", "depth", "--budget", "latency=0.5x"]
+    facts, small = prunes_channels(fitted, capsys, tmp_path, *line)
+    reached = facts["latency"]["reading"]
+    assert 0.4 < reached["value"] <= 0.5 and reached["low"] < reached["value"] < reached["high"]
+    assert facts["latency"]["target"] == "latency=0.5x" and small["params"] < 2000
+    assert (tmp_path / "p.latency.json").exists(), "a stopped search goes on from here"
+
+
+def test_export_of_ones_own_model(pruned, capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "small.onnx"
+    facts = told(capsys, "export", OWN, "--weights", pruned, "--out", file)
+    assert facts["tasks"] == ["depth"] and facts["bytes"] == file.stat().st_size
+    assert facts["max_abs_diff"]["depth"] < 1e-3
+
+
+@pytest.mark.slow
+def test_int8_and_bench_of_ones_own_model(pruned, capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "int8.onnx"
+    int8 = told(capsys, "export", OWN, "--weights", pruned, "--out", file, "--int8", "--batches", 2)
+    assert int8["int8"] and 1e-6 < int8["max_abs_diff"]["depth"] < 0.2
+    report = told(capsys, "bench", OWN, file, "--repeats", 3, "--warmup", 1)
+    assert [m["model"] for m in report["models"]] == [OWN, str(file)]
+    assert {m["runtime"] for m in report["models"]} == {"ONNX Runtime"}
+    assert report["models"][0]["ratio"]["median"] == 1
+    assert all(0 < m["median_ms"] <= m["p95_ms"] for m in report["models"])
+    assert report["models"][1]["bytes"] == file.stat().st_size
+
+
+def test_info_tells_shared_from_private_by_gradient(fitted, capsys):
+    facts = told(capsys, "info", OWN, "--weights", fitted)
+    net = Net()
+
+    def count(*modules):
+        return sum(p.numel() for n, p in net.named_parameters() if n.split(".")[0] in modules)
+
+    assert {k: v["params"] for k, v in facts["parts"].items()} == {
+        "shared by all": count("trunk"),
+        "shared by seg, depth": count("low"),
+        "private to seg": count("high", "seg"),
+        "private to depth": count("depth"),
+        "private to count": count("count"),
+    }
+    assert facts["params"] == sum(p.numel() for p in net.parameters())
+
+
+def test_info_draws_a_tree_with_sparsity(pruned, capsys):
+    assert main(["info", OWN, "--weights", str(pruned), "--depth", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "private to depth" in out or "shared by all" in out
+    assert "% zero" in out and "└──" in out and "trunk" in out
+
+
+def test_quiet_prints_nothing(fitted, capsys):
+    assert main(["info", OWN, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------ our own folder
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A dense model of ours on the synthetic set, made by the command, and its data's YAML."""
+    folder = tmp_path_factory.mktemp("ours")
+    (folder / "data.yaml").write_text(
+        "data:\n  class_path: cut.data.synthetic.Synthetic\n  init_args: {num: 16, batch_size: 4}\n"
+    )
+    line = ["fit", "mobilenetv3_small_050", "--data", str(folder / "data.yaml"), "--tasks", "seg", "depth", "scene"]
+    assert main([*line, "--steps", "4", "--out", str(folder / "dense"), "--quiet"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_from_a_backbones_name_to_a_prediction(exported, ours, capsys, tmp_path):
+    from PIL import Image
+
+    line = ["prune", ours / "dense", "--data", ours / "data.yaml", "--tasks", "seg", "scene", "--sparsity", 0.7]
+    facts = told(capsys, *line, "--steps", 2, "--batches", 2, "--out", tmp_path / "pruned")
+    assert facts["sparsity"]["kept"] == pytest.approx(0.7, abs=1e-4)
+    assert {"seg/miou", "scene/accuracy", "seg/loss"} <= set(facts["metrics"]["pruned"])
+    small = told(capsys, "compact", tmp_path / "pruned", "--out", tmp_path / "small")
+    assert small["tasks"] == ["seg", "scene"]
+    if exported:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        told(capsys, "export", tmp_path / "small", "--out", tmp_path / "small.onnx")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    for model in ("small", "pruned", *(["small.onnx"] if exported else [])):
+        seen = told(capsys, "predict", tmp_path / model, tmp_path / "red.png", "--out", tmp_path / "seen.png")
+        assert set(seen["tasks"]) == {"seg", "scene"}
+
+
+def test_same_command_gives_the_same_model(ours, capsys, tmp_path):
+    line = ["prune", ours / "dense", "--data", ours / "data.yaml", "--tasks", "depth", "--sparsity", 0.5, "--steps", 2]
+    for name in ("a", "b"):
+        told(capsys, *line, "--batches", 1, "--out", tmp_path / name)
+    a, b = (checkpoint.load(tmp_path / n).state_dict() for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_run_folder_and_lightning_checkpoint_are_models_too(ours, capsys, tmp_path):
+    from cut.model import MultiTaskModel
+    from cut.network import NetworkConfig
+    from cut.tasks import classification, depth
+
+    module = MultiTaskModel([depth(), classification(("a", "b"))], NetworkConfig("mobilenetv3_small_050", head_width=8))
+    stored = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(stored, tmp_path / "last.ckpt")
+    facts = told(capsys, "info", tmp_path / "last.ckpt")
+    assert facts["tasks"] == ["depth", "scene"]
+    assert facts["params"] == sum(p.numel() for p in module.network.parameters())
+    checkpoint.save(module.network, tmp_path / "run/compact")
+    assert told(capsys, "info", tmp_path / "run")["params"] == facts["params"]
+
+
+@pytest.mark.slow
+def test_bench_judges_folders_too(ours, capsys):
+    line = ["bench", ours / "dense", "--repeats", 2, "--data", ours / "data.yaml"]
+    (model,) = told(capsys, *line)["models"]
+    assert model["runtime"] == "PyTorch" and 0 <= model["metrics"]["seg/miou"] <= 100
+    assert model["bytes"] == sum(p.stat().st_size for p in (ours / "dense").iterdir())
+
+
+def test_bench_shows_a_table(ours, capsys, monkeypatch):
+    from cut import evaluation, latency
+
+    timing = latency.Timing(1.0, 2.0, 2, 1, "PyTorch", (1.0, 1.0), 5, 6, 7, 0.0)
+    monkeypatch.setattr(latency, "compare", lambda files, **_: dict.fromkeys(files, timing))
+    monkeypatch.setattr(evaluation, "evaluate_file", lambda *_: {"seg/miou": 12.3})
+    assert main(["bench", str(ours / "dense"), str(ours / "dense"), "--data", str(ours / "data.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "seg/miou" in out and "12.3" in out and "PyTorch" in out and "1.00 (1.00 to 1.00)" in out

@@ -1,0 +1,150 @@
+"""The command's front door: help, completion, exit codes, and one line for every bad value."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cut.cli import COMMANDS, main, parser
+
+OWN = "tests.commands.own_model:setup"
+NAMES = [c.__name__.rpartition(".")[2] for c in COMMANDS]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "data"])
+def test_help_has_examples_that_parse(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.partition("examples:")[2].splitlines() if line.strip()]
+    assert lines and all(line.startswith(f"cut {name} ") for line in lines)
+    for line in lines:
+        args = parser().parse_args(line.partition("     ")[0].split()[1:])
+        assert args.command.startswith(name.split("_")[0])
+
+
+def test_examples_of_the_top_help_parse(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = [x.strip() for x in capsys.readouterr().out.splitlines() if x.startswith("  cut ")]
+    assert len(lines) >= 5
+    for line in lines:
+        parser().parse_args(line.split()[1:])
+
+
+PRUNE = ["prune", OWN, "--out", "x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ([], "which command"),
+        (["melt"], "melt"),
+        (["prune", OWN], "--out"),
+        ([*PRUNE, "--sparsity", "1"], "0 <= sparsity < 1"),
+        ([*PRUNE, "--sparsity", "much"], "'much'"),
+        ([*PRUNE, "--sparsity", "nan"], "'nan'"),
+        ([*PRUNE, "--share", "1.5"], "0 to 1"),
+        ([*PRUNE, "--floor", "-0.1"], "0 to 1"),
+        ([*PRUNE, "--batches", "0"], "at least 1"),
+        ([*PRUNE, "--steps", "-1"], "at least 0"),
+        ([*PRUNE, "--steps", "1.5"], "whole numbers"),
+        ([*PRUNE, "--lr", "0"], "above 0"),
+        ([*PRUNE, "--seed", "-3"], "at least 0"),
+        ([*PRUNE, "--units", "atoms"], "atoms"),
+        ([*PRUNE, "--reduce", "max"], "max"),
+        ([*PRUNE, "--rounding", "0"], "at least 1"),
+        ([*PRUNE, "--cap", "0"], "above 0"),
+        ([*PRUNE, "--inside", "1"], "0 <= sparsity < 1"),
+        ([*PRUNE, "--runtime", "tflite"], "tflite"),
+        ([*PRUNE, "--threads", "0"], "at least 1"),
+        ([*PRUNE, "--budget", "watts=3"], "params, macs, bytes, latency"),
+        ([*PRUNE, "--budget", "params"], "a number"),
+        ([*PRUNE, "--budget", "params=0"], "above 0"),
+        ([*PRUNE, "--budget", "params=2e6ms"], "a number, then"),
+        ([*PRUNE, "--budget", "macs=1.5x"], "a share"),
+        ([*PRUNE, "--budget", "latency=20"], "ms, s"),
+        ([*PRUNE, "--budget", "latency=0ms"], "above 0"),
+        (["info", OWN, "--depth", "-1"], "at least 0"),
+        (["bench", OWN, "--threads", "0"], "at least 1"),
+        (["bench", OWN, "--repeats", "0"], "at least 1"),
+        (["fit", OWN, "--out", "x", "--lr", "-1"], "above 0"),
+        (["export", OWN, "--out", "x.onnx", "--batches", "0"], "at least 1"),
+        (["--print-completion", "fish"], "fish"),
+    ],
+)
+def test_bad_value_is_refused_while_reading_the_line(line, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(line)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (PRUNE, "how much to cut"),
+        ([*PRUNE, "--sparsity", "0.9", "--floor", "0.2"], "--floor up to 0.1"),
+        ([*PRUNE, "--sparsity", "0.9", "--tasks", "pose"], "unknown task 'pose'"),
+        ([*PRUNE, "--sparsity", "0.9", "--tasks", "seg", "seg"], "selected twice"),
+        ([*PRUNE, "--budget", "params=2", "--budget", "params=3"], "given twice"),
+        ([*PRUNE, "--budget", "params=2"], "out of reach"),
+        ([*PRUNE, "--budget", "macs=0.5"], "use --units channels"),
+        ([*PRUNE, "--budget", "bytes=4MB"], "use --units channels"),
+        ([*PRUNE, "--budget", "latency=0.5x"], "use --units channels"),
+        ([*PRUNE, "--sparsity", "0.5", "--cap", "0.5"], "only with --units channels"),
+        ([*PRUNE, "--units", "channels", "--budget", "macs=0.001"], "out of reach"),
+        (["bench", "missing"], "no model"),
+        ([*PRUNE, "--sparsity", "0.9", "--data", "cut.data.rooms.Rooms"], "brings its own data"),
+        ([*PRUNE, "--sparsity", "0.9", "--weights", "nowhere"], "nowhere holds no model"),
+        ([*PRUNE, "--sparsity", "0.9", "--device", "abacus"], "--device abacus"),
+        (["info", "nowhere"], "no model 'nowhere'"),
+        (["info", "tests"], "tests holds no model"),
+        (["info", "pyproject.toml"], "no model 'pyproject.toml'"),
+        (["info", "nomodule:setup"], "no module 'nomodule'"),
+        (["info", "tests.commands.own_model:nothing"], "no function 'nothing'"),
+        (["info", "tests.commands.own_model:number"], "is int"),
+        (["info", "tests.commands.own_model:short"], "it must return (model, loader, tasks, example)"),
+        (["info", "tests.commands.own_model:untold"], "no loss for task"),
+        (["info", "tests.commands.own_model:odd"], "task 'depth'"),
+        (["fit", "tests.commands.own_model:exploding", "--steps", "2", "--out", "x"], "'depth' is nan at step 0"),
+        (["fit", "no_such_backbone", "--out", "x"], "a timm name"),
+        (["export", OWN, "--out", "x.tflite"], "allowed"),
+        (["compact", OWN, "--tasks", "pose", "--out", "x"], "unknown task 'pose'"),
+        (["bench", "missing.onnx"], "missing.onnx"),
+    ],
+)
+def test_bad_request_is_one_line_and_exit_code_2_and_leaves_nothing(line, message, capsys, tmp_path, monkeypatch):
+    line = [str(tmp_path / p) if p == "x" else p for p in line]
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and err.startswith("cut: ") and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopping_is_exit_code_130(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cut.commands.opening.open_source", stop)
+    assert main(["info", "anything"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_every_command_and_option(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in NAMES) and (shell == "tcsh" or "--sparsity" in script)
+
+
+def test_bash_accepts_the_completion_script_and_completes(tmp_path):
+    pytest.importorskip("shtab")
+    script = subprocess.run([sys.executable, "-m", "cut", "--print-completion", "bash"], capture_output=True, text=True)
+    (tmp_path / "complete").write_text(script.stdout)
+    ask = "source complete; COMP_WORDS=(cut pru); COMP_CWORD=1; _shtab_cut; echo ${COMPREPLY[@]}"
+    found = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.split() == ["prune"], found.stderr

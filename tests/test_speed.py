@@ -1,0 +1,86 @@
+"""Cutting to a latency, with a clock whose time is the number of multiply-accumulates."""
+
+import pytest
+import torch
+from torch import nn
+
+from cut import speed
+from cut.budget import Parameters
+from cut.conversion import Exported
+from cut.cost import macs
+from cut.decomposition import prunable
+from cut.search import Reading, Target
+from cut.speed import fast_enough, prune_to_latency, target_of
+from tests.commands.own_model import Net, pictures
+
+LOSSES = {
+    "seg": lambda out, batch: nn.functional.cross_entropy(out, batch[1]["seg"]),
+    "depth": lambda out, batch: nn.functional.l1_loss(out, batch[1]["depth"]),
+    "count": lambda out, batch: nn.functional.cross_entropy(out, batch[1]["count"]),
+}
+
+
+@pytest.fixture()
+def files(monkeypatch):
+    """Networks by the path that they were written to, and a clock that counts their work in thousands."""
+    found = {}
+
+    def write(network, path, image, *, tasks):
+        found[str(path)] = (macs(network, image), sorted(network(image)), sum(p.numel() for p in network.parameters()))
+        return Exported(path, 0)
+
+    def clock(build, dense, target, **options):
+        whole = found[str(dense)][0]
+
+        def measure(density):
+            work = found[str(dense if density == 1 else build(density))][0]
+            value = work / whole if target.unit == "x" else work / 1000
+            return Reading(value, value, value)
+
+        return measure
+
+    monkeypatch.setattr(speed, "clock", clock)
+    return found, write
+
+
+def test_the_file_is_as_fast_as_asked_and_not_much_faster(files):
+    found, write = files
+    torch.manual_seed(0)
+    model = Net(32)
+    mask, reached = prune_to_latency(model, pictures(0), LOSSES, ["depth"], "0.5x", write=write, progress=False)
+    assert 0.4 < reached.reading.value <= 0.5
+    dense = next(v for k, v in found.items() if k.endswith("dense.onnx"))
+    assert dense[1] == ["depth"], "the reference is the dense model with the kept heads"
+    assert any(v[0] / dense[0] == reached.reading.value for v in found.values())
+    own = dict(model.named_parameters())
+    assert all(not own[n][~m].any() for n, m in mask.items()), "what is cut is zero in the model"
+    cut = {n: ~m for n, m in mask.items() if n in prunable(model)}
+    rows = cut["trunk.0.weight"].flatten(1)
+    assert torch.equal(rows.any(1), rows.all(1)), "channels go whole"
+
+
+def test_milliseconds_and_another_budget_are_met_together(files):
+    found, write = files
+    torch.manual_seed(0)
+    dense = macs(Net(32), pictures(0)[0][0]) / 1000
+    options = {"write": write, "progress": False, "budgets": [Parameters(6000)]}
+    _, reached = prune_to_latency(Net(32), pictures(0), LOSSES, ["depth"], f"{dense * 0.9:.0f}ms", **options)
+    assert reached.reading.value <= dense * 0.9
+    assert found[next(k for k in found if k.endswith(f"/{reached.density}.onnx"))][2] <= 6000
+
+
+def test_what_the_floor_forbids_is_not_tried(files):
+    _, write = files
+    with pytest.raises(ValueError, match="cannot be met"):
+        prune_to_latency(Net(32), pictures(0), LOSSES, ["depth"], "0.05x", floor_share=0.5, write=write, progress=False)
+
+
+def test_only_pictures_are_timed():
+    with pytest.raises(ValueError, match=r"pictures \[N, 3, H, W\]"):
+        fast_enough(nn.Linear(3, 3), dict, ["a"], torch.zeros(2, 3), Target(0.5, "x"))
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0.5", "20 ms", "-1ms", "2x", "0x", "0ms", "1e3ms"])
+def test_what_is_no_latency_is_refused(text):
+    with pytest.raises(ValueError, match="allowed"):
+        target_of(text)
