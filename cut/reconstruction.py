@@ -162,8 +162,8 @@ class _Fitter:
             parts = (gram, moment, kept.to(gram.device), old.float())
             new = torch.stack([fit_large(*group, self.ridge) for group in zip(*parts, strict=True)])
         else:
-            arrays = (gram.double(), moment.double(), kept, old.double())
-            groups_of = zip(*(a.cpu().numpy() for a in arrays), strict=True)
+            grams, moments, starts = (t.double().cpu().numpy() for t in (gram, moment, old))
+            groups_of = zip(grams, moments, kept.cpu().numpy(), starts, strict=True)
             new = torch.from_numpy(np.stack([fit(*group, self.ridge) for group in groups_of]))
         layer.weight.copy_(new.view(weight.shape).to(weight))
 
