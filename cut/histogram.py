@@ -91,13 +91,14 @@ class Positions:
                 part = part.float() + 0.0
                 gathered.append(part[table[bins_of(part)]])
         self.sorted = torch.cat(gathered).sort().values
+        # Gathered scores in a bin and all below it.
+        self.upto = torch.bincount(bins_of(self.sorted), minlength=_BINS).cumsum(0)
 
     def percentile(self, values: Tensor) -> Tensor:
         """Q of the given scores, float64."""
         bins = bins_of(values)
         device = values.device
         at_least = len(self.sorted) - torch.searchsorted(self.sorted, values.float() + 0.0, side="left")
-        in_bins = bins_of(self.sorted)
-        higher_gathered = len(self.sorted) - torch.searchsorted(in_bins, bins, side="right")
+        higher_gathered = len(self.sorted) - self.upto[bins]
         above = torch.from_numpy(self.histogram.above).to(device)[bins]
         return (above + at_least - higher_gathered).double() / self.histogram.total

@@ -20,9 +20,10 @@ class LegacyMeanIoU(m.ConfusionMetric):
     """Mean IoU over the classes with a non-zero intersection only, in [0, 1]."""
 
     def compute(self) -> Tensor:
-        """The mean over classes that were right at least once."""
-        both, union, _ = self.counts()
-        return (both / union.clamp_min(1))[both > 0].mean()
+        """The mean over classes that were right at least once; 0 if none was, where that code has no number."""
+        both, union, labels = self.counts()
+        right = (both / union.clamp_min(1))[both > 0]
+        return right.mean() if len(right) or not labels.any() else right.sum()
 
 
 class PictureAverage(m.AverageMetric):

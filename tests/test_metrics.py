@@ -305,3 +305,12 @@ def test_delta_m_of_a_negative_reference_keeps_its_sign() -> None:
 def test_delta_m_refuses(metrics: dict, reference: dict, clip: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         delta_m(metrics, reference, UP, clip)
+
+
+def test_legacy_miou_is_zero_if_no_class_is_ever_right_and_nothing_without_labels():
+    logits = torch.tensor([[[[5.0, 5.0]], [[0.0, 0.0]]]])  # always class 0
+    wrong, void = torch.tensor([[[1, 1]]]), torch.tensor([[[255, 255]]])
+    for target, expected in ((wrong, 0.0), (void, float("nan"))):
+        metric = tasks.segmentation(["a", "b"]).metrics("legacy")["miou"]
+        metric.update(logits, target)
+        assert float(metric.compute()) == pytest.approx(expected, nan_ok=True)

@@ -108,7 +108,8 @@ def _window(arrays: Arrays, zoomed: tuple[int, int], box: tuple[int, int, int, i
     part = (left * along, top * down, min(width, right * along), min(height, bottom * down))
     size = (right - left, bottom - top)
     picture = Image.fromarray(arrays["image"]).resize(size, Image.Resampling.BILINEAR, part)
-    found = {key: array[rows[:, None], columns] for key, array in arrays.items() if key != "image"}
+    # Rows first, then columns: several times faster than both at once.
+    found = {key: array.take(rows, 0).take(columns, 1) for key, array in arrays.items() if key != "image"}
     return {"image": np.array(picture), **found}
 
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,7 @@ def load_npy(path: Path) -> np.ndarray:
             array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
-    except (OSError, ValueError, EOFError, MemoryError, TypeError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError, TokenError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return array
 
