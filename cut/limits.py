@@ -210,7 +210,7 @@ def most_units(
 
     def meets(count: int) -> bool:
         amounts = cost.amounts(kept(count))
-        return all(amounts[measure] <= most + 1e-6 * max(1.0, most) for measure, most in limits.items())
+        return all(amounts[measure] <= most * (1 + 1e-12) for measure, most in limits.items())
 
     if meets(order.most):
         return kept(order.most)

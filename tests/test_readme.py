@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cut
+from experiments import papers, published
 from experiments.findings import rendered
 from experiments.grids import GRIDS
 from experiments.render import write
@@ -55,14 +56,21 @@ def test_committed_tables_are_those_of_the_records(name, tmp_path):
         assert (ROOT / "docs/tables" / path.name).read_text() == path.read_text()
 
 
+@pytest.mark.parametrize("name", sorted(papers.SETS))
+def test_committed_tables_of_the_published_sets_are_those_of_the_records(name, tmp_path):
+    records = ROOT / "experiments/records" / papers.folder(name, True)
+    for path in published.tables(name, True, True, records, tmp_path):
+        assert (ROOT / "docs/tables" / path.name).read_text() == path.read_text()
+
+
 @pytest.mark.parametrize(
     "target", sorted(set(re.findall(r"(?m)^make ([a-z-]+)", SHELL) + re.findall(r"`make ([a-z-]+)", README)))
 )
 def test_its_make_targets_exist(target):
     makefile = (ROOT / "Makefile").read_text()
     if target.startswith("table-"):
-        named = re.search(r"^TABLES := (.*)$", makefile, re.MULTILINE).group(1).split()
-        assert target.removeprefix("table-") in set(named) & set(GRIDS) and "table-%:" in makefile
+        named = [n for kind in ("TABLES", "PAPERS") for n in re.search(rf"^{kind} := (.*)$", makefile, re.M)[1].split()]
+        assert target.removeprefix("table-") in set(named) & {*GRIDS, *papers.SETS} and "table-%:" in makefile
     else:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 

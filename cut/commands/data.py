@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> None:
 
     terminal = Terminal(args)
     report = check(args.path, args.set, lambda examples: terminal.track(examples, "checking"))
-    terminal.result(dataclasses.asdict(report), report.summary)
-    for line in report.wrong[:SHOWN]:
-        terminal.say(f"wrong: {line}")
+    shown = [report.summary, *(f"wrong: {line}" for line in report.wrong[:SHOWN])]
     if len(report.wrong) > SHOWN:
-        terminal.say(f"... and {len(report.wrong) - SHOWN} more (--json lists all)")
+        shown.append(f"... and {len(report.wrong) - SHOWN} more (--json lists all)")
+    terminal.result(dataclasses.asdict(report), shown)  # not on stderr, where lines are broken at 80 columns
     if report.wrong:
-        raise ValueError(f"{args.path}: {len(report.wrong)} things are wrong, the first: {report.wrong[0]}")
+        count = "1 thing is" if len(report.wrong) == 1 else f"{len(report.wrong)} things are"
+        raise ValueError(f"{args.path}: {count} wrong, the first: {report.wrong[0]}")

@@ -94,7 +94,13 @@ LAYOUTS: dict[str, tuple[type[FileData], Encoder, str | None, tuple[str, str], s
     "nyuv2-npy": (NYUv2, nyuv2_npy, None, ("train", "val"), "{folder}/{key}/{n}.{ext}"),
     "cityscapes": (Cityscapes, cityscapes, "cityscape.json", ("train", "val"), "{folder}/{key}/{n}.{ext}"),
     "cityscapes-npy": (Cityscapes, cityscapes_npy, None, ("train", "val"), "{folder}/{key}/{n}.{ext}"),
-    "taskonomy": (Taskonomy, taskonomy, "taskonomy.json", ("leonardo", "oyens"), "{key}/taskonomy/{folder}/p_{n}.{ext}"),
+    "taskonomy": (
+        Taskonomy,
+        taskonomy,
+        "taskonomy.json",
+        ("leonardo", "oyens"),
+        "{key}/taskonomy/{folder}/p_{n}.{ext}",
+    ),
 }
 
 

@@ -1,10 +1,45 @@
+import hashlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from cut.data.augmentation import Augmentation
 from cut.data.filters import edge_strength
 
 H, W = 24, 32
+
+BORDER = 2  # beside the window's edge, the windowed zoom does not see the pixels outside
+
+
+def naive(
+    original: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    crop: tuple[int, int],
+    uniform: bool = False,
+    pad: bool = False,
+) -> tuple[dict[str, np.ndarray], bool, tuple[slice, slice]]:
+    """Zoom everything, pixel by pixel, then cut, then mirror; also gives the part in the zoomed picture."""
+    height, width = original["image"].shape[:2]
+    mirrored = bool(rng.random() < 0.5)
+    if uniform:
+        factor = rng.uniform(scale[0], scale[1])
+    else:
+        factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
+    tall, wide = round(height * factor), round(width * factor)
+    top = int(rng.integers(max(0, tall - crop[0]) + 1 if pad else tall - crop[0] + 1))
+    left = int(rng.integers(max(0, wide - crop[1]) + 1 if pad else wide - crop[1] + 1))
+    found = {"image": np.array(Image.fromarray(original["image"]).resize((wide, tall), Image.Resampling.BILINEAR))}
+    for key, array in original.items():
+        if key == "edge" and not pad and (tall, wide) != (height, width):
+            found[key] = edge_strength(found["image"])
+        elif key != "image":
+            found[key] = np.zeros((tall, wide, *array.shape[2:]), array.dtype)
+            for y, x in np.ndindex(tall, wide):
+                found[key][y, x] = array[int((y + 0.5) * height / tall), int((x + 0.5) * width / wide)]
+    part = (slice(top, top + crop[0]), slice(left, left + crop[1]))
+    return {key: a[part][:, ::-1] if mirrored else a[part] for key, a in found.items()}, mirrored, part
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -91,3 +126,80 @@ def test_a_crop_must_fit_the_smallest_zoom() -> None:
     Augmentation(scale=(0.5, 1), crop=(12, 16)).check((H, W))
     with pytest.raises(ValueError, match=r"crop 24x32 is larger than pictures of 24x32 zoomed by 0.5"):
         Augmentation(scale=(0.5, 1)).check((H, W))
+
+
+# --- what committed records depend on ---
+
+
+def test_the_default_draws_what_it_always_drew() -> None:
+    """Pinned, and equal to the algorithm spelled out: records that are kept were made with these pictures."""
+    digest = hashlib.sha256()
+    cases = [((1.0, 1.0), None), ((1.0, 1.5), None), ((0.75, 1.25), (16, 20)), ((1.0, 2.0), (24, 32))]
+    for scale, crop in cases:
+        for seed in range(6):
+            found, mirrored = draw(Augmentation(scale=scale, crop=crop), seed)
+            wanted, flipped, _ = naive(arrays(), np.random.default_rng(seed), scale, crop or (H, W))
+            assert mirrored == flipped and found.keys() == wanted.keys()
+            for key, array in found.items():
+                np.testing.assert_array_equal(array, wanted[key])
+                if key != "edge":  # floating point, which may differ between machines
+                    digest.update(np.ascontiguousarray(array).tobytes())
+    assert digest.hexdigest()[:16] == "PIN"
+
+
+# --- padding, uniform zooms, division of depth ---
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize(("scale", "crop"), [((0.5, 1.5), (18, 22)), ((1.0, 3.0), (24, 32)), ((0.4, 0.9), (8, 40))])
+def test_a_window_is_the_whole_zoomed_and_then_cut(
+    scale: tuple[float, float], crop: tuple[int, int], uniform: bool
+) -> None:
+    augmentation = Augmentation(scale=scale, crop=crop, pad=True, uniform=uniform)
+    for seed in range(12):
+        original = arrays() | {"normal": np.random.default_rng(seed).normal(size=(H, W, 3))}
+        found, mirrored = augmentation(original, np.random.default_rng(seed))
+        wanted, flipped, _ = naive(original, np.random.default_rng(seed), scale, crop, uniform, pad=True)
+        assert mirrored == flipped
+        for key in ("seg", "edge", "normal"):  # edges, too, by the nearest pixel: they are files
+            np.testing.assert_array_equal(found[key], wanted[key])
+        assert found["image"].shape == wanted["image"].shape and found["image"].dtype == np.uint8
+        inside = (slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+        difference = np.abs(found["image"][inside].astype(int) - wanted["image"][inside])
+        assert difference.max(initial=0) <= 2
+
+
+def test_a_padded_picture_is_left_smaller_than_its_crop() -> None:
+    found, _ = draw(Augmentation(mirror=False, scale=(0.5, 0.5), crop=(20, 14), pad=True))
+    assert {a.shape[:2] for a in found.values()} == {(12, 14)}
+    Augmentation(scale=(0.5, 1), crop=(99, 99), pad=True).check((H, W))
+
+
+def test_padding_changes_no_draw_where_none_is_needed() -> None:
+    for seed in range(10):
+        plain, padded = (draw(Augmentation(scale=(1, 1), crop=(10, 12), pad=pad), seed) for pad in (False, True))
+        assert plain[1] == padded[1]
+        for key, array in plain[0].items():
+            np.testing.assert_array_equal(array, padded[0][key])
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_zooms_are_spread_as_asked_for(uniform: bool) -> None:
+    augmentation = Augmentation(scale=(0.5, 2.0), uniform=uniform)
+    rng = np.random.default_rng(0)
+    factors = np.array([augmentation._factor(rng) for _ in range(4000)])
+    assert factors.min() >= 0.5 and factors.max() <= 2
+    share = (factors < 1).mean()
+    assert share == pytest.approx(1 / 3 if uniform else 1 / 2, abs=0.03)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_depth_is_divided_by_the_zoom_only_if_asked_for(pad: bool) -> None:
+    depth = np.linspace(1, 9, H * W).reshape(H, W).astype(np.float32)
+    depth[0] = 0
+    for divide in (False, True):
+        augmentation = Augmentation(mirror=False, scale=(1.6, 1.6), pad=pad, divide_depth=divide)
+        found, _ = augmentation(arrays() | {"depth": depth}, np.random.default_rng(1))
+        wanted = depth.ravel()[found["seg"]] / (1.6 if divide else 1)
+        np.testing.assert_allclose(found["depth"], wanted, rtol=1e-6)
+        assert found["depth"].dtype == np.float32

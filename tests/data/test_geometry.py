@@ -38,7 +38,7 @@ def normals_from(depth: np.ndarray, focal: float) -> np.ndarray:
 
 def plane(rng: np.random.Generator, size: tuple[int, int]) -> dict[str, np.ndarray]:
     depth = plane_depth(NORMAL, size, FOCAL)
-    assert 0.5 < depth.min() and depth.max() < 20
+    assert depth.min() > 0.5 and depth.max() < 20
     picture = np.stack([np.arange(size[0] * size[1]).reshape(size) // n % 256 for n in (1, 5, 16)], -1)
     return {
         "picture": picture.astype(np.uint8),
@@ -57,7 +57,7 @@ def scene(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def metres(layout: str, depth: np.ndarray) -> np.ndarray:
-    return 0.1 / depth if layout.startswith("cityscapes") else depth
+    return np.where(depth > 0, 0.1 / depth.clip(1e-9), 0) if layout.startswith("cityscapes") else depth
 
 
 def labels(layout: str, root: Path, augmentation: Augmentation, epoch: int = 0) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def mirrored(layout: str, root: Path, **arguments) -> dict[str, np.ndarray]:
     """The first epoch's labels that are mirrored: the classes, which count columns, then fall."""
     for epoch in range(20):
         found = labels(layout, root, Augmentation(mirror=True, **arguments), epoch)
-        if found["seg"][0, 0] > found["seg"][0, 1]:
+        if found["seg"][0, 0] > found["seg"][0, 2]:
             return found
     raise AssertionError("never mirrored")
 
