@@ -1,7 +1,8 @@
 """Measure the promises that the project makes and write them to ``runs/bench.json``.
 
 Ratios are of two things timed in turns in one run on one machine, the median of at least five pairs, and come with a
-check that both sides computed the same thing; ``loader_rate`` and ``paper_scale`` are absolute, so they need an idle one. ``python -m experiments.bench [--only NAME ...]``.
+check that both sides computed the same thing; ``loader_rate`` and ``paper_scale`` are absolute, so they need an idle
+machine. ``python -m experiments.bench [--only NAME ...]``.
 """
 
 from __future__ import annotations
