@@ -268,7 +268,7 @@ def classes_label(array: np.ndarray, classes: int) -> Tensor:
 
 def planes(array: np.ndarray) -> Tensor:
     """Colours or vectors [H, W, 3] as float32 [3, H, W], contiguous, which is several times faster to work on."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).contiguous().float()
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).float()
 
 
 def unit_label(vectors: Tensor, known: Tensor, mirrored: bool) -> Tensor:
@@ -283,7 +283,7 @@ def unit_label(vectors: Tensor, known: Tensor, mirrored: bool) -> Tensor:
         ValueError: If a value is not finite.
     """
     length = (vectors * vectors).sum(0).sqrt()
-    if not length.isfinite().all():
+    if not length.max().isfinite():  # which is NaN if one is
         raise ValueError("a value that is not finite")
     found = vectors / length.clamp_min(1e-12) * (known & (length > 0))
     if mirrored:

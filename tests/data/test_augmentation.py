@@ -23,10 +23,7 @@ def naive(
     """Zoom everything, pixel by pixel, then cut, then mirror; also gives the part in the zoomed picture."""
     height, width = original["image"].shape[:2]
     mirrored = bool(rng.random() < 0.5)
-    if uniform:
-        factor = rng.uniform(scale[0], scale[1])
-    else:
-        factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
+    factor = rng.uniform(scale[0], scale[1]) if uniform else np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
     tall, wide = round(height * factor), round(width * factor)
     top = int(rng.integers(max(0, tall - crop[0]) + 1 if pad else tall - crop[0] + 1))
     left = int(rng.integers(max(0, wide - crop[1]) + 1 if pad else wide - crop[1] + 1))
@@ -144,7 +141,7 @@ def test_the_default_draws_what_it_always_drew() -> None:
                 np.testing.assert_array_equal(array, wanted[key])
                 if key != "edge":  # floating point, which may differ between machines
                     digest.update(np.ascontiguousarray(array).tobytes())
-    assert digest.hexdigest()[:16] == "PIN"
+    assert digest.hexdigest()[:16] == "818bc1b2d1163a7e"
 
 
 # --- padding, uniform zooms, division of depth ---
