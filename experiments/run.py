@@ -134,9 +134,9 @@ def _evaluate(
 def _config(cli: CLI) -> dict[str, Any]:
     """The resolved configuration as plain values; folders of this checkout relative to it, so that records travel."""
     config = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
-    for key in ("init", "out", "records"):
-        if config.get(key) and Path(config[key]).is_relative_to(ROOT):
-            config[key] = str(Path(config[key]).relative_to(ROOT))
+    for place, key in ((config, "init"), (config, "out"), (config, "records"), (config["data"]["init_args"], "root")):
+        if place.get(key) and Path(place[key]).is_relative_to(ROOT):
+            place[key] = str(Path(place[key]).relative_to(ROOT))
     return config
 
 
