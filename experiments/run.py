@@ -134,7 +134,12 @@ def _evaluate(
 def _config(cli: CLI) -> dict[str, Any]:
     """The resolved configuration as plain values; folders of this checkout relative to it, so that records travel."""
     config = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
-    for place, key in ((config, "init"), (config, "out"), (config, "records"), (config["data"]["init_args"], "root")):
+    for place, key in (
+        (config, "init"),
+        (config, "out"),
+        (config, "records"),
+        (config["data"].get("init_args") or {}, "root"),
+    ):
         if place.get(key) and Path(place[key]).is_relative_to(ROOT):
             place[key] = str(Path(place[key]).relative_to(ROOT))
     return config
