@@ -172,7 +172,7 @@ def _seg_metrics(family: str, classes: int, void_is_wrong: bool) -> dict[str, Me
 
 def _normal_metrics(family: str, raw: bool = False) -> dict[str, Metric]:
     if raw and family == "corrected":
-        raise ValueError("normals that are raw colours have legacy metrics only; allowed: family 'legacy'")
+        raise ValueError("normals as published have legacy metrics only; allowed: family 'legacy'")
     old = family == "legacy" and not raw
     within = legacy.LegacyWithinAngle if old else m.WithinAngle
     return {
@@ -231,10 +231,10 @@ def normals(name: str = "normal", weight: float = 1.0, raw: bool = False) -> Tas
     Args:
         name: Key of the task.
         weight: Loss weight.
-        raw: The labels are directions of raw 0-255 colours, as in the published code: its metrics are angles between
-            them as they are, and there is no corrected family.
+        raw: The labels are those of the published code (directions of raw 0-255 colours on NYU-v2): its metrics are
+            angles between them as they are, and there is no corrected family.
     """
-    unit = "direction of a raw colour" if raw else "unit vector, camera frame"
+    unit = "direction as published" if raw else "unit vector, camera frame"
     return Task(name, "normals", 3, one_minus_cosine, partial(_normal_metrics, raw=raw), weight, unit=unit)
 
 

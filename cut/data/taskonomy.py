@@ -173,7 +173,7 @@ class Taskonomy(FileData):
         folder, layout = detect(root, (Taskonomy16(),), "Tiny-Taskonomy", SOURCE)
         unit, low = ("log(1 + depth) / log(2^16)", -1.0) if legacy else ("m", 0.0)
         known: dict[str, Task] = {
-            "normal": normals(weight=by["normal"]),
+            "normal": normals(weight=by["normal"], raw=legacy),  # decoded: its angles are true ones there too
             "depth": depth(weight=by["depth"], unit=unit),
             "keypoint": regression_map("keypoint", by["keypoint"], low),
             "edge": regression_map("edge", by["edge"], low),

@@ -123,7 +123,7 @@ def test_the_published_protocol_of_numbered_files_makes_colours_of_the_vectors(n
 def test_raw_normals_have_plain_angles_and_no_corrected_metrics(adashare: Path) -> None:
     data = load("nyuv2", adashare, legacy=True, tasks=["normal"])
     (task,) = data.tasks
-    with pytest.raises(ValueError, match="raw colours have legacy metrics only; allowed: family 'legacy'"):
+    with pytest.raises(ValueError, match="normals as published have legacy metrics only; allowed: family 'legacy'"):
         task.metrics("corrected")
     target = data.splits["test"][0, 0]["normal"][None]
     output = torch.randn(target.shape, generator=torch.Generator().manual_seed(0)) * 3
