@@ -17,15 +17,17 @@ FIRST_RATE = RATES[1]
 FLOOR = 0.05
 # Methods that take the learning rates of the one that they vary.
 VARIES = {
-    "random-erk": "random",
+    **dict.fromkeys(("random-erk", "random-channels"), "random"),
     **dict.fromkeys(("magnitude-uniform", "magnitude-reconstructed", "rigl", "adapmtl"), "magnitude"),
+    "magnitude-channels": "magnitude",
     **dict.fromkeys(("separate", "joint"), "snip"),
-    **dict.fromkeys(("taylor-per-task", "fisher", "fisher-per-task"), "taylor"),
+    **dict.fromkeys(("taylor-per-task", "taylor-channels", "fisher", "fisher-per-task"), "taylor"),
     **dict.fromkeys(("snip-init", "lth-early", "scratch"), "lth"),
     **dict.fromkeys(("disparse-pt-gradient", "disparse-dynamic"), "disparse-pt"),
     **dict.fromkeys(("cut-majority", "cut-intersection", "cut-mean", "cut-max", "cut-weighted", "cut-falling"), "cut"),
     **dict.fromkeys(("cut-reference", "cut-squared", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
     **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
+    **dict.fromkeys(("cut-channels", "cut-channels-weights"), "cut"),
 }
 # Options that follow the budget or the run's seed wherever a method's config has them.
 FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)
