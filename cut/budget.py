@@ -8,7 +8,7 @@ cut, so budgets stay exact and nested with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -238,6 +238,32 @@ class Weights:
     def limits(self, cost: UnitCost) -> Amounts:
         """Over units: the largest number of Conv and Linear weights that may be left."""
         return {"weights": self.target}
+
+
+class Smallest:
+    """Several budgets over single weights at once: the largest model that meets all of them.
+
+    For whole units there is :class:`cut.limits.Together`.
+
+    Args:
+        budgets: At least one; their masks are nested, as all cut along one ranking.
+    """
+
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        self.budgets = list(budgets)
+
+    def mask(
+        self,
+        scores: Mapping[str, Scores],
+        fusion: Fusion,
+        size: Size,
+        front: Mask | None = None,
+        cut: Mask | None = None,
+        fraction: float = 1.0,
+    ) -> Mask:
+        """The smallest of the budgets' masks."""
+        masks = [b.mask(scores, fusion, size, front, cut, fraction) for b in self.budgets]
+        return min(masks, key=lambda mask: sum(int(m.sum()) for m in mask.values()))
 
 
 class KeepRatio:

@@ -7,10 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cut.budget import Budget, Parameters, Size, Sparsity
-from cut.fusion import Fusion
-from cut.scores import Scores
-from cut.selection import Mask
+from cut.budget import Budget, Parameters, Smallest, Sparsity
 
 _METRIC = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -105,30 +102,6 @@ def check(wishes: Sequence[Wish], sparsity: float | None, units: str, floor: flo
         )
 
 
-class Together:
-    """Several budgets at once: the largest model that meets all of them.
-
-    Args:
-        budgets: At least one; their masks are nested, as all cut along one ranking.
-    """
-
-    def __init__(self, budgets: Sequence[Budget]) -> None:
-        self.budgets = list(budgets)
-
-    def mask(
-        self,
-        scores: Mapping[str, Scores],
-        fusion: Fusion,
-        size: Size,
-        front: Mask | None = None,
-        cut: Mask | None = None,
-        fraction: float = 1.0,
-    ) -> Mask:
-        """The smallest of the budgets' masks."""
-        masks = [b.mask(scores, fusion, size, front, cut, fraction) for b in self.budgets]
-        return min(masks, key=lambda mask: sum(int(m.sum()) for m in mask.values()))
-
-
 def of_weights(wishes: Sequence[Wish], sparsity: float | None, params: int) -> Budget:
     """The budget over single weights.
 
@@ -139,4 +112,4 @@ def of_weights(wishes: Sequence[Wish], sparsity: float | None, params: int) -> B
     """
     budgets: list[Budget] = [] if sparsity is None else [Sparsity(sparsity)]
     budgets += [Parameters(max(1, int(w.absolute(params)))) for w in wishes if w.kind == "params"]
-    return budgets[0] if len(budgets) == 1 else Together(budgets)
+    return budgets[0] if len(budgets) == 1 else Smallest(budgets)
