@@ -67,13 +67,24 @@ table-%: $(STAMP)
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep $* --workers $(WORKERS))
 	$(PY) -m experiments.tables --grid $*
 
+$(VENV)/.executorch: $(STAMP)
+	$(PY) -m pip install --progress-bar off -e ".[executorch]"
+	touch $@
+
+table-edge: $(if $(filter 0,$(RUN)),$(STAMP),$(VENV)/.executorch) # dense models, shapes that are fast enough, runs, files of every runtime, the table
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --only dense-seg --keep --workers $(WORKERS))
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.shapes)
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --keep --workers $(WORKERS))
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.delivery edge)
+	$(PY) -m experiments.tables --grid edge
+
 PAPERS := nyuv2 cityscapes taskonomy
 DATA ?=
 SMOKE ?=
 $(PAPERS:%=table-%): table-%: $(STAMP)
 	$(PY) -m experiments.published $* $(if $(DATA),--data $(DATA)) $(if $(filter-out 0,$(SMOKE)),--small) --workers $(WORKERS) $(if $(filter 0,$(RUN)),--render)
 
-TABLES := rates changes rooms recovery methods fusion subsets backbones
+TABLES := rates changes rooms recovery methods fusion subsets backbones edge channels
 $(TABLES:%=table-%): # named, so that make knows them and completes them
 
 figures: $(STAMP) ## Draw docs/figures from committed records

@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"cut: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("cut: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"cut: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

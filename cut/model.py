@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from cut.decomposition import check_tasks
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.tasks import Task
+from cut.widths import check_width, narrowed, picture_size
 
 Schedule = Literal["constant", "cosine", "onecycle"]
 Interval = Literal["step", "epoch"]
@@ -60,6 +61,8 @@ class MultiTaskModel(pl.LightningModule):
         families: Metric families: ``"corrected"``, ``"legacy"`` or both.
         channels_last: Give the network its pictures in channels-last memory order, which is faster on most processors;
             weights, and with them scores, masks and files, keep their own order.
+        width: Share of every layer's channels, heads and neurons that the network is built with (:mod:`cut.widths`),
+            in (0, 1]; below 1 the network's ``weights`` must be None.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class MultiTaskModel(pl.LightningModule):
         interval: Interval = "step",
         families: tuple[str, ...] = ("corrected",),
         channels_last: bool = False,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         for entry, value, allowed in (
@@ -92,7 +96,10 @@ class MultiTaskModel(pl.LightningModule):
         image_level = [t.name for t in tasks if not t.dense]
         if isinstance(network, Mapping):  # a checkpoint's
             network = NetworkConfig(**network)
+        check_width(width, network.weights if network is not None else None)
         self.network = MultiTaskNet({t.name: t.channels for t in tasks}, image_level, network)
+        if width < 1:
+            self.network = narrowed(self.network, width, picture_size(self.network))
         plain = dict(asdict(self.network.config), weights=None)  # they are in the checkpoint
         self.save_hyperparameters(
             {
@@ -102,6 +109,7 @@ class MultiTaskModel(pl.LightningModule):
                 "interval": interval,
                 "families": list(families),
                 "channels_last": channels_last,
+                "width": width,
             }
         )
         self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup

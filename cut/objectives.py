@@ -85,13 +85,16 @@ def moved(batch: Any, device: torch.device | str) -> Any:
     return batch
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
+def endless(loader: Iterable[Any], epoch: int = 0) -> Iterator[Any]:
     """A loader's batches again and again; a sampler that has ``set_epoch`` is told the epoch.
+
+    Args:
+        loader: Any loader.
+        epoch: The first epoch.
 
     Raises:
         ValueError: If the loader gives no batch.
     """
-    epoch = 0
     while True:
         sampler: Any = getattr(loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -152,6 +153,9 @@ class Ray:
         cpus: CPUs of each job.
         gpus: GPUs of each job.
         tries: How often a job is started at most.
+
+    Raises:
+        ValueError: If Ray is not installed.
     """
 
     def __init__(self, run: Run, cpus: float = 1, gpus: float = 0, tries: int = TRIES) -> None:
@@ -162,6 +166,8 @@ class Ray:
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
+        if gpus > 0 and not ray.cluster_resources().get("GPU"):
+            warnings.warn(f"the Ray cluster has no GPU; cells wait until it has {gpus:g}", stacklevel=2)
         self.cpus, self.gpus, self.tries = cpus, gpus, tries
         # Retries are ours, so that a lost worker is seen; one process a job, so that its peak memory is its own.
         self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(run)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from cut.files import write_atomically
 from cut.records import Record
-from experiments import plots
+from experiments import delivery, devices, plots
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.results import Records, collect, delta, levels, tidy, variants
@@ -106,6 +106,18 @@ def _tracked(grid: Grid, records: Records) -> Figure | None:
     return None if points.empty else plots.recovery(points)
 
 
+def _delivered(x: str) -> Callable[[Grid, Records], Figure | None]:
+    """Delta_m of fp32 files against what they take, a line per method."""
+
+    def draw(grid: Grid, records: Records) -> Figure | None:
+        files = devices.by_file(grid, records, delivery.collect(grid))
+        files = files[(files["runtime"] == devices.MAIN[0]) & (files["precision"] == devices.MAIN[1])]
+        files = files.drop(columns=variants(grid)) if files["latency_ratio"].notna().any() else files.iloc[:0]
+        return plots.against(files, x) if files["delta_m"].notna().any() else None
+
+    return draw
+
+
 # A figure's name, then the grids that can fill it, the first that has records does.
 FIGURES: dict[str, list[tuple[str, Callable[[Grid, Records], Figure | None]]]] = {
     "sparsity": [("rooms", _against("sparsity"))],
@@ -113,6 +125,8 @@ FIGURES: dict[str, list[tuple[str, Callable[[Grid, Records], Figure | None]]]] =
     "layers": [("rooms", _layers)],
     "watershed": [("rooms", _watershed)],
     "recovery": [("recovery", _swept), ("rooms", _tracked)],
+    "latency": [("edge", _delivered("latency_ratio"))],
+    "megabytes": [("edge", _delivered("file_bytes"))],
 }
 
 
@@ -132,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures")
     args = parser.parse_args(argv)
     try:
-        grids = {name: GRIDS[name]() for name in ("rooms", "recovery") if name in GRIDS}
+        grids = {name: GRIDS[name]() for name in ("rooms", "recovery", "edge") if name in GRIDS}
         records = {name: collect(grid, args.records) for name, grid in grids.items()}
         for name, sources in FIGURES.items():
             drawn = (draw(grids[g], records[g]) for g, draw in sources if g in grids)

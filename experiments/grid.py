@@ -38,20 +38,24 @@ class Grid:
         title: Heading of the table.
         rows: In the order of the table.
         longer: Id of a dense cell to the cell of the same model trained for the extra steps.
+        against: Id of a cell to the dense cell that it is compared with, where it does not start from that one.
         selection: Which epoch the table reports.
         split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
         by_task: Whether it also tells each task's own change, and the latency.
+        by_file: Whether its rows are told by runtime and precision, as delivered (:mod:`experiments.delivery`).
     """
 
     name: str
     title: str
     rows: tuple[Row, ...]
     longer: dict[str, Cell] = field(default_factory=dict)
+    against: dict[str, Cell] = field(default_factory=dict)
     selection: Selection = "last"
     split: Literal["test", "val"] = "test"
     note: str = ""
     by_task: bool = False
+    by_file: bool = False
 
     def cells(self) -> list[Cell]:
         """All cells, dense ones before those that start from them, each once."""

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from experiments.cell import Cell
+from experiments.edge import channels_grid, edge_grid
 from experiments.grid import Grid, Row
 from experiments.recipe import FIRST_RATE, KEPT, RATES, SEEDS, dense, floor, longer, pruned
 
@@ -282,4 +283,6 @@ GRIDS: dict[str, Callable[[], Grid]] = {
     "fusion": fusion_grid,
     "subsets": subsets_grid,
     "backbones": backbones_grid,
+    "edge": edge_grid,
+    "channels": channels_grid,
 }

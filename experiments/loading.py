@@ -3,7 +3,7 @@
     python -m experiments.loading [--root DIR] [--workers N]
 
 Without a folder, a few synthetic pictures are written at 480x640 in AdaShare's layout, whose PNG files are about as
-large as those of the real set, and listed many times. They are augmented and cut to 321x321 as in
+large as those of the real set, and linked under many names. They are augmented and cut to 321x321 as in
 ``configs/data/nyuv2.yaml``.
 """
 
@@ -28,14 +28,14 @@ from rich.progress import track
 from torch import Tensor
 
 from cut.data.augmentation import Augmentation
-from cut.data.files import FileSplit
 from cut.data.nyuv2 import CLASSES40, NYUv2
+from cut.data.published import FileSplit
 from cut.files import write_atomically
 
 TARGET = 60.0  # pictures per second with two workers
 WORKERS, BATCH, PASSES = 2, 16, 5
 SIZE, CROP = (480, 640), (321, 321)
-FILES, LISTED = 24, 240  # pictures written, and rows of the index
+FILES, LISTED = 24, 240  # pictures written, and training pictures of the index, which are links to them
 STAGED = 24  # pictures of which the stages are timed in this process
 AUGMENTATION = Augmentation(scale=(0.5, 1.5), crop=CROP, pad=True, uniform=True)
 
@@ -80,23 +80,30 @@ def synthetic(rng: np.random.Generator, size: tuple[int, int] = SIZE) -> dict[st
     return {"img": image, "seg": (shapes % len(CLASSES40)).astype(np.uint8), "normal_mask": normal, "depth": depth}
 
 
+def _path(column: str, number: int) -> str:
+    """Where a file of the set lies."""
+    return f"nyu_train_val/training/{column}/{number:04d}.{'npy' if column == 'depth' else 'png'}"
+
+
 def write_set(root: Path, files: int = FILES, listed: int = LISTED, size: tuple[int, int] = SIZE) -> Path:
-    """Synthetic pictures in AdaShare's layout, listed in turns; gives the folder."""
-    rng, rows = np.random.default_rng(0), []
+    """Synthetic pictures in AdaShare's layout, each under many names, of which the last is for test; gives the folder.
+
+    Names are links: a picture that is listed twice would be refused.
+    """
+    rng, columns = np.random.default_rng(0), ("img", "seg", "normal_mask", "depth")
+    rows = [[_path(column, number) for column in columns] for number in range(listed + 1)]
     for number in range(files):
-        row = []
         for column, array in synthetic(rng, size).items():
-            path = f"nyu_train_val/training/{column}/{number:04d}.{'npy' if column == 'depth' else 'png'}"
             buffer = BytesIO()
             if column == "depth":
                 np.save(buffer, array)
             else:
                 Image.fromarray(array).save(buffer, "PNG")
-            write_atomically(root / path, buffer.getvalue())
-            row.append(path)
-        rows.append(row)
-    index = {"train": [rows[i % files] for i in range(listed)], "test": rows[:1]}
-    write_atomically(root / "nyu_v2_3task.json", json.dumps(index))
+            write_atomically(root / _path(column, number), buffer.getvalue())
+    for number in range(files, listed + 1):
+        for column in columns:
+            (root / _path(column, number)).hardlink_to(root / _path(column, number % files))
+    write_atomically(root / "nyu_v2_3task.json", json.dumps({"train": rows[:-1], "test": rows[-1:]}))
     return root
 
 

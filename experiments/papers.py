@@ -81,6 +81,7 @@ SMALL_METHODS = {
     "paper": ("random", "lth", "snip", "magnitude", "disparse", "cut"),
     "modern": ("random", "lth", "snip", "magnitude", "disparse", "cut", "cut-plus"),
 }
+SMALL_FIT = 2  # rounds of a cut, and batches that a reconstruction is fitted on
 SMALL_STEPS: dict[str, tuple[int, int]] = {"paper": (40, 12), "modern": (80, 24)}  # dense training, recovery
 SMALL_PARTS = 6
 
@@ -174,7 +175,10 @@ def pruned(
     if recipe == "modern" and name == "taskonomy" and not small:
         # Its test set is ten times as large as all that recovery sees: looked at once on the way and at the end.
         options["trainer.check_val_every_n_epoch"] = 10
-    options |= following(Cell(configs).config.get("pruning", {}), seed, sparsity)
+    plain = Cell(configs).config.get("pruning", {})
+    options |= following(plain, seed, sparsity)
+    if small:  # a layer's fit is at the set's own size of pictures, and has to be repeated in every round
+        options |= {f"pruning.{k}": SMALL_FIT for k in ("rounds", "reconstruct") if plain.get(k, 0) > SMALL_FIT}
     return Cell(configs, {**options, **(settings or {})}, dense(name, recipe, seed, small))
 
 

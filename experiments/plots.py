@@ -31,6 +31,14 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cut",  # the same records give the same file
 }
 
+# What Delta_m is drawn against: the axis' label, and the factor on the frame's number.
+AXES: dict[str, tuple[str, float]] = {
+    "sparsity": ("sparsity in %", 100.0),
+    "nonzero": ("non-zero parameters in millions", 1e-6),
+    "latency_ratio": ("latency, share of the dense model's", 1.0),
+    "file_bytes": ("file in MB", 1e-6),
+}
+
 
 def _style(i: int) -> dict[str, Any]:
     """Colour, marker and line of the i-th series; past the palette, another line and marker."""
@@ -91,13 +99,31 @@ def _panels(count: int, width: float = 6.0) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
+def _scale(axes: Axes, x: str, rows: pd.DataFrame) -> None:
+    """The horizontal axis, the smallest model on the right."""
+    label, _ = AXES[x]
+    if x == "latency_ratio":
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if x == "sparsity":
+        ticks = sorted(set((rows["sparsity"] * 200).round() / 200) - {1.0})
+        axes.set_xticks([100 * (1 - t) for t in ticks], [f"{100 * t:g}" for t in ticks])
+        axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.set_xlabel(label)
+
+
 @mpl.rc_context(STYLE)
 def against(frame: pd.DataFrame, x: str) -> Figure:
     """Delta_m against sparsity or size: a line per method, a panel per kept tasks and backbone.
 
     Args:
         frame: Tidy, with at least one row that has a Delta_m.
-        x: ``sparsity`` or ``nonzero``; both in logarithms of what is left.
+        x: One of :data:`AXES`; sizes and what a sparsity leaves are in logarithms.
     """
     frame = frame.assign(label=labels(frame))
     # Dense ones last: figures of pruned models alone have the same colours then.
@@ -113,20 +139,10 @@ def against(frame: pd.DataFrame, x: str) -> Figure:
         axes.axhline(0, color="0.6", linewidth=1)
         for name, series in rows.groupby("label", sort=False):
             ordered = series.sort_values(x)
-            at = 100 * (1 - ordered[x]) if x == "sparsity" else ordered[x] / 1e6
+            at = 100 * (1 - ordered[x]) if x == "sparsity" else ordered[x] * AXES[x][1]
             points = np.array([at, ordered["delta_m"], ordered["delta_m_std"]], float)
             _curve(axes, points, bottom, {**styles[str(name)], "label": str(name)})
-        axes.set_xscale("log")
-        ticks = sorted(set((rows["sparsity"] * 200).round() / 200) - {1.0})
-        if x == "sparsity":
-            axes.set_xticks([100 * (1 - t) for t in ticks], [f"{100 * t:g}" for t in ticks])
-            axes.minorticks_off()
-        else:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.minorticks_off()
-        axes.invert_xaxis()
-        axes.set_xlabel("sparsity in %" if x == "sparsity" else "non-zero parameters in millions")
+        _scale(axes, x, rows)
         axes.set_ylabel("Δm in %")
         tasks, backbone = kind  # type: ignore[misc]
         axes.set_title(f"{str(tasks).replace('+', ', ')}; {backbone}", fontsize=10)

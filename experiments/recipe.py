@@ -15,13 +15,15 @@ SEEDS = (1, 2, 3)
 RATES = (3e-4, 1e-3, 3e-3)
 FIRST_RATE = RATES[1]
 FLOOR = 0.05
+MODEL = "mobilenetv2"
+RATE = "model.init_args.optimizer.init_args.lr"
 # Methods that take the learning rates of the one that they vary.
 VARIES = {
     **dict.fromkeys(("random-erk", "random-channels"), "random"),
     **dict.fromkeys(("magnitude-uniform", "magnitude-reconstructed", "rigl", "adapmtl"), "magnitude"),
-    "magnitude-channels": "magnitude",
+    "group-norm": "magnitude",
     **dict.fromkeys(("separate", "joint"), "snip"),
-    **dict.fromkeys(("taylor-per-task", "taylor-channels", "fisher", "fisher-per-task"), "taylor"),
+    **dict.fromkeys(("taylor-per-task", "group-taylor", "fisher", "fisher-per-task"), "taylor"),
     **dict.fromkeys(("snip-init", "lth-early", "scratch"), "lth"),
     **dict.fromkeys(("disparse-pt-gradient", "disparse-dynamic"), "disparse-pt"),
     **dict.fromkeys(("cut-majority", "cut-intersection", "cut-mean", "cut-max", "cut-weighted", "cut-falling"), "cut"),
@@ -49,7 +51,20 @@ def rate_of(method: str, sparsity: float | None) -> float:
     return found[max(below)] if below else next(iter(found.values()), FIRST_RATE)
 
 
-def dense(seed: int, model: str = "mobilenetv2", settings: Mapping[str, Any] | None = None) -> Cell:
+def proportional(rate: float, model: str) -> float:
+    """A learning rate chosen for MobileNetV2, for another model: in the proportion of their dense training's rates.
+
+    Example:
+        >>> proportional(1e-3, "mobilenetv2"), proportional(1e-3, "vit_small")
+        (0.001, 0.0001)
+    """
+    highest = {
+        m: Cell((f"model/{m}",)).config["model"]["init_args"]["optimizer"]["init_args"]["lr"] for m in (model, MODEL)
+    }
+    return float(f"{rate * highest[model] / highest[MODEL]:.6g}")
+
+
+def dense(seed: int, model: str = MODEL, settings: Mapping[str, Any] | None = None) -> Cell:
     """The dense four-task model on Rooms."""
     configs = ("trainer/default", "data/rooms", f"model/{model}", "pruning/dense", "logger/none", "recipe/dense")
     return Cell(configs, {"seed_everything": seed, "data.init_args.seed": seed, **(settings or {})})
@@ -86,7 +101,7 @@ def pruned(
     tasks: Sequence[str] = KEPT,
     start: Cell | None = None,
     rate: float | None = None,
-    model: str = "mobilenetv2",
+    model: str = MODEL,
     settings: Mapping[str, Any] | None = None,
     level: float | None = None,
 ) -> Cell:
@@ -98,7 +113,8 @@ def pruned(
         seed: Of data order, augmentation and scoring; the dense model has the same.
         tasks: The kept tasks.
         start: The dense run; default that of the seed.
-        rate: Highest learning rate; default :func:`rate_of` the method.
+        rate: Highest learning rate for MobileNetV2; default :func:`rate_of` the method. Other models have it in the
+            proportion of their dense rates.
         model: A config under ``configs/model``.
         settings: Further options.
         level: The sparsity whose learning rate is taken, where ``sparsity`` does not say it.
@@ -117,7 +133,7 @@ def pruned(
         "seed_everything": seed,
         "data.init_args.seed": seed,
         "pruning.tasks": list(tasks),
-        "model.init_args.optimizer.init_args.lr": rate or rate_of(method, sparsity if level is None else level),
+        RATE: proportional(rate or rate_of(method, sparsity if level is None else level), model),
     }
     if sparsity is not None:
         options["pruning.budget.init_args.target"] = sparsity
@@ -127,7 +143,7 @@ def pruned(
     return Cell(configs, {**options, **(settings or {})}, start)
 
 
-def longer(seeds: Sequence[int], tasks: Sequence[str] = KEPT, model: str = "mobilenetv2") -> dict[str, Cell]:
+def longer(seeds: Sequence[int], tasks: Sequence[str] = KEPT, model: str = MODEL) -> dict[str, Cell]:
     """The dense model trained for the extra steps, by the id of the dense run it starts from."""
     found = [pruned("dense-longer", None, s, tasks, model=model) for s in seeds]
     return {c.start.id: c for c in found if c.start is not None}

@@ -15,7 +15,7 @@ from PIL import Image
 from cut.drawing import PALETTE
 from cut.files import write_atomically
 from cut.records import Record
-from experiments.summary import rows
+from experiments.summary import CHANNELS, rows
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 COLOURS = {
@@ -129,6 +129,7 @@ def write_report(
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=found,
+        channels=CHANNELS,
         metrics=[m for m in metrics if m.split("/")[0] in (pruned[0].tasks if pruned else dense.tasks)],
         better=better,
         dense=dense,

@@ -115,8 +115,10 @@ def delta(
     return delta_m(metrics, {k: reference[k] for k in metrics}, better, clip)
 
 
-def _start(cell: Cell) -> str:
-    """Id of the dense cell to compare with: its start, itself if it is dense, empty if there is none."""
+def _start(cell: Cell, grid: Grid) -> str:
+    """Id of the dense cell to compare with: the grid's, its start, itself if it is dense, empty if there is none."""
+    if cell.id in grid.against:
+        return grid.against[cell.id].id
     return cell.start.id if cell.start else cell.id if is_dense(cell) else ""
 
 
@@ -127,7 +129,7 @@ def _run(cells: Sequence[Cell], grid: Grid, records: Records) -> tuple[dict[str,
         return None
     better = {k: v for r in found for k, v in r.higher_is_better.items()}
     metrics = _metrics(cells, found, grid)
-    starts = [_start(c) for c in cells]
+    starts = [_start(c, grid) for c in cells]
     longer = [grid.longer[s].id if s in grid.longer else "" for s in starts]
     dense, extra = (_metrics(cells, [records.get(i) for i in ids], grid) for ids in (starts, longer))
     # The longer model has the kept heads only, the dense one may have more.

@@ -145,7 +145,7 @@ def _config(cli: CLI) -> dict[str, Any]:
     return config
 
 
-def _parsed(argv: Sequence[str]) -> CLI:
+def parsed(argv: Sequence[str]) -> CLI:
     """The command line as objects."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run.*")
@@ -196,7 +196,7 @@ def run(argv: Sequence[str]) -> Path:
         KeyboardInterrupt: If the user stopped the run; the next call goes on from the last finished epoch.
     """
     _quiet()
-    cli = _parsed(argv)
+    cli = parsed(argv)
     for logger in cli.trainer.loggers:  # Lightning passes on an option that W&B warns about
         getattr(logger, "_wandb_init", {}).pop("anonymous", None)
     options, model, data = cli.config, cli.model, cli.datamodule

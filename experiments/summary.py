@@ -12,7 +12,7 @@ from cut.metrics import delta_m
 from cut.records import Record
 
 # The forms a row can describe: which of a record's costs belong to it.
-KINDS = {"dense": "dense", "default": "unstructured: single weights"}
+WEIGHTS, CHANNELS = "unstructured: single weights", "structured: whole channels"
 
 
 def against_dense(record: Record, dense: Record) -> dict[str, float]:
@@ -24,6 +24,12 @@ def against_dense(record: Record, dense: Record) -> dict[str, float]:
         "delta_m": round(delta_m(found, reference, better), 3),
         "delta_m_bounded": round(delta_m(found, reference, better, clip=100.0), 3),
     }
+
+
+def what_is_cut(record: Record) -> str:
+    """Single weights or whole channels, as the record's config says."""
+    units = (record.config.get("pruning") or {}).get("units", "weights")
+    return WEIGHTS if units == "weights" else CHANNELS
 
 
 def _row(
@@ -75,7 +81,7 @@ def rows(dense: Record, pruned: Sequence[Record]) -> list[dict[str, Any]]:
         row["metrics"] = {k: v for k, v in found[0]["metrics"].items() if k.split("/")[0] in kept}
         row |= {"sparsity": 0.0, "record": dense.id}
         found.append(row)
-    return found + [_row(r, r.method, "compact", r.tasks, against_dense(r, dense), KINDS["default"]) for r in pruned]
+    return found + [_row(r, r.method, "compact", r.tasks, against_dense(r, dense), what_is_cut(r)) for r in pruned]
 
 
 def _cell(value: float, key: str) -> str:
@@ -91,7 +97,7 @@ def print_table(found: Sequence[dict[str, Any]], metrics: dict[str, str]) -> Non
         metrics: The metrics to show and their short headings; all are in the report and in ``summary.json``.
     """
     table = Table(
-        title="Test set. Pruned rows are unstructured cuts (single weights), compacted.",
+        title="Test set. Pruned rows are cuts of single weights, of whole channels where named so; compacted.",
         caption="par, nz: parameters and non-zeros in millions; ms: median of one picture",
         padding=(0, 1, 0, 0),
         box=None,

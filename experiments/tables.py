@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import render
+from experiments import devices, render
 from experiments.grids import GRIDS
 from experiments.summary import rows
 from experiments.timing import timed
@@ -28,7 +28,7 @@ HEADINGS = {
     "edge/l1": "edge L1 ↓",
     "scene/accuracy": "room type % ↑",
 }
-ORDER = ("cut", "disparse", "magnitude", "random")
+ORDER = ("cut", "cut-channels", "disparse", "magnitude", "random")
 
 
 def records(folder: Path) -> tuple[Record, list[Record]]:
@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.grid is None:
             _demo(folder, args.out)
         elif args.grid in GRIDS:
-            render.write(GRIDS[args.grid](), folder, args.out)
+            grid = GRIDS[args.grid]()
+            (devices if grid.by_file else render).write(grid, folder, args.out)
         else:
             raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     except ValueError as error:

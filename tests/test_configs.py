@@ -7,7 +7,7 @@ import yaml
 from jsonargparse import ArgumentError
 
 from experiments import recipe
-from experiments.run import _parsed
+from experiments.run import parsed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RATES = CONFIGS / "recipe/rates.yaml"  # numbers by method and sparsity, not options
@@ -49,7 +49,7 @@ def test_rates_are_of_methods_and_of_the_three_values():
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml")))
 def test_every_method_builds(name, tmp_path):
-    cli = _parsed(
+    cli = parsed(
         [
             *line("trainer/default", "data/synthetic", "model/mobilenetv2", f"pruning/{name}"),
             f"--out={tmp_path}",
@@ -63,7 +63,7 @@ def test_every_method_builds(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "vit_tiny"])
 def test_every_model_builds_for_the_rooms(name, tmp_path):
-    cli = _parsed([*line("trainer/default", "data/rooms", f"model/{name}", "pruning/cut"), f"--out={tmp_path}"])
+    cli = parsed([*line("trainer/default", "data/rooms", f"model/{name}", "pruning/cut"), f"--out={tmp_path}"])
     batch = cli.datamodule.score_batches(1, 2)[0]
     out = cli.model.eval()(batch["image"])
     assert {t: tuple(o.shape[-2:]) for t, o in out.items()} == dict.fromkeys(cli.model.tasks, (96, 128))
@@ -71,7 +71,7 @@ def test_every_model_builds_for_the_rooms(name, tmp_path):
 
 def test_a_typo_fails_at_once(tmp_path):
     with pytest.raises(ArgumentError, match="batchsize"):
-        _parsed(
+        parsed(
             [
                 *line("trainer/default", "data/synthetic", "model/mobilenetv2", "pruning/cut"),
                 "--data.init_args.batchsize=3",

@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
     )
     check.add_argument("path", type=Path, help="folder of the set")
     check.add_argument("--set", help="nyuv2, cityscapes or taskonomy; default: found from the folder")
+    check.add_argument("--legacy", action="store_true", help="for the published protocol: repeated pictures only warn")
     options.add_output(check)
     check.set_defaults(run=run)
 
@@ -42,10 +43,12 @@ def run(args: argparse.Namespace) -> None:
     from cut.data.check import check
 
     terminal = Terminal(args)
-    report = check(args.path, args.set, lambda examples: terminal.track(examples, "checking"))
-    shown = [report.summary, *(f"wrong: {line}" for line in report.wrong[:SHOWN])]
-    if len(report.wrong) > SHOWN:
-        shown.append(f"... and {len(report.wrong) - SHOWN} more (--json lists all)")
+    report = check(args.path, args.set, lambda examples: terminal.track(examples, "checking"), args.legacy)
+    shown = [report.summary]
+    for kind, lines in (("wrong", report.wrong), ("warning", report.warnings)):
+        shown += [f"{kind}: {line}" for line in lines[:SHOWN]]
+        if len(lines) > SHOWN:
+            shown.append(f"... and {len(lines) - SHOWN} more (--json lists all)")
     terminal.result(dataclasses.asdict(report), shown)  # not on stderr, where lines are broken at 80 columns
     if report.wrong:
         count = "1 thing is" if len(report.wrong) == 1 else f"{len(report.wrong)} things are"

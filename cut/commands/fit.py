@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ def add(commands: Any) -> None:
         "fit",
         help="train a model, or fine-tune a pruned one further",
         description="Train a multi-task model with AdamW; of a pruned model, what is cut stays cut.",
-        epilog=EXAMPLES,
+        epilog=options.RESUMES + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser)
@@ -47,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from cut import checkpoint
+    from cut.commands.resuming import resumable, seconds_of, told
     from cut.commands.source import CUT, device_of, held
     from cut.decomposition import check_tasks
     from cut.objectives import evaluate
@@ -55,32 +55,33 @@ def run(args: argparse.Namespace) -> None:
     device = device_of(args.device)
     torch.manual_seed(args.seed)
     source = _source(args)
-    data, network, mask = source.labelled(), source.network, held(source)
-    tasks = check_tasks(args.tasks or source.tasks, source.tasks)
-    wanted = {t: data.objectives[t] for t in tasks}
-    start = time.perf_counter()
-    recover(
-        network.to(device),
-        data.train,
-        {t: o.loss for t, o in wanted.items()},
-        tasks,
-        steps=args.steps,
-        lr=args.lr,
-        mask=mask,
-        weights={t: o.weight for t, o in wanted.items()},
-        progress=lambda steps: terminal.track(steps, "training"),
-    )
-    seconds = time.perf_counter() - start
-    found = evaluate(network, terminal.track(data.test, "evaluating"), wanted)
-    network.cpu()
-    facts = {"tasks": source.tasks, "metrics": found, "steps": args.steps}
-    kept = {k: v for k, v in source.meta.items() if k == CUT}
-    if kept:
-        kept[CUT] = {**kept[CUT], "metrics": {**kept[CUT].get("metrics", {}), "fitted": found}}
-    size = checkpoint.save(network, args.out, metadata={**source.meta, **kept})
+    with resumable(args, source) as snapshot:
+        data, network, mask = source.labelled(), source.network, held(source)
+        tasks = check_tasks(args.tasks or source.tasks, source.tasks)
+        wanted = {t: data.objectives[t] for t in tasks}
+        recover(
+            network.to(device),
+            data.train,
+            {t: o.loss for t, o in wanted.items()},
+            tasks,
+            steps=args.steps,
+            lr=args.lr,
+            mask=mask,
+            weights={t: o.weight for t, o in wanted.items()},
+            progress=lambda steps: told(terminal, steps, "training"),
+            resume=snapshot,
+        )
+        seconds = seconds_of(snapshot)
+        found = evaluate(network, terminal.track(data.test, "evaluating"), wanted)
+        network.cpu()
+        facts = {"tasks": source.tasks, "metrics": found, "steps": args.steps}
+        kept = {k: v for k, v in source.meta.items() if k == CUT}
+        if kept:
+            kept[CUT] = {**kept[CUT], "metrics": {**kept[CUT].get("metrics", {}), "fitted": found}}
+        size = checkpoint.save(network, args.out, metadata={**source.meta, **kept})
     rows = [(k, f"{v:.4g}") for k, v in found.items()]
-    told = {**facts, "out": str(args.out), "bytes": size, "seconds": round(seconds, 2)}
-    terminal.result(told, [table(("task/metric", "value"), rows), f"model: {args.out}"])
+    shown = {**facts, "out": str(args.out), "bytes": size, "seconds": round(seconds, 2)}
+    terminal.result(shown, [table(("task/metric", "value"), rows), f"model: {args.out}"])
 
 
 def _source(args: argparse.Namespace) -> Source:

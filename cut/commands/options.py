@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+RESUMES = "Stopped or killed, the same command goes on where it was; --restart begins anew.\n\n"
 SOURCE = "a folder with a model or a run, a Lightning checkpoint of ours, or module:function (see cut --help)"
 
 
@@ -74,6 +75,7 @@ def add_training(parser: argparse.ArgumentParser, steps: int, lr: float) -> None
     parser.add_argument("--steps", type=whole(0), default=steps, help=f"training steps (default: {steps})")
     parser.add_argument("--lr", type=rate, default=lr, help=f"highest learning rate (default: {lr:g})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--restart", action="store_true", help="begin anew, though a stopped run could go on")
 
 
 def add_out(parser: argparse.ArgumentParser, what: str) -> None:

@@ -6,15 +6,20 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cut.commands import budgets, options
 from cut.commands.terminal import Terminal, table
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from cut.commands.cutting import Job
     from cut.commands.source import Source
     from cut.search import Found
+    from cut.snapshot import Snapshot
 
 MODELS = 12  # that a search for a latency makes at most
 EXAMPLES = """examples:
@@ -31,7 +36,7 @@ def add(commands: Any) -> None:
         "prune",
         help="cut a model for chosen tasks to a budget and fine-tune it",
         description="Score every weight for each task, let the tasks vote, cut to an exact budget, fine-tune.",
-        epilog=EXAMPLES,
+        epilog=options.RESUMES + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser, "dense model")
@@ -69,37 +74,37 @@ def run(args: argparse.Namespace) -> None:
     terminal = Terminal(args)
     import torch
 
-    from cut.commands.cutting import prepare
     from cut.commands.opening import open_source
-    from cut.commands.source import CUT, device_of, whole
-    from cut.decomposition import check_tasks
-    from cut.masks import apply_mask, component_sparsity
-    from cut.objectives import evaluate, moved
-    from cut.recovery import recover
-    from cut.scores import Sensitivity
+    from cut.commands.resuming import resumable
+    from cut.commands.source import device_of
 
     device = device_of(args.device)
     torch.manual_seed(args.seed)
     source = open_source(args.source, args.weights, args.data, args.seed, labels=True)
+    with resumable(args, source) as snapshot:
+        facts, shown = _pruned(args, source, device, snapshot, terminal)
+    terminal.result(facts, shown)
+
+
+def _pruned(
+    args: argparse.Namespace, source: Source, device: torch.device, snapshot: Snapshot, terminal: Terminal
+) -> tuple[dict[str, Any], list[Any]]:
+    """Cut, fine-tune and save; returns facts and what is shown."""
+    from cut.commands.cutting import prepare
+    from cut.commands.resuming import seconds_of, told
+    from cut.commands.source import CUT, whole
+    from cut.decomposition import check_tasks
+    from cut.masks import apply_mask, component_sparsity
+    from cut.objectives import evaluate
+    from cut.recovery import recover
+
     data, dense_tasks = source.labelled(), list(source.tasks)
     tasks = check_tasks(args.tasks or dense_tasks, dense_tasks)
     network = whole(source).to(device)
     wanted = {t: data.objectives[t] for t in tasks}
     job = prepare(args, source, network, tasks)
-    before = evaluate(network, terminal.track(data.test, "dense model"), wanted)
-    start = time.perf_counter()
-    batches = (moved(b, device) for b in terminal.track(data.score(args.batches), "scoring"))
-    scores = Sensitivity()(network, batches, job.losses, tasks)
-    job = replace(job, facts=size_of_facts(source.meta, args, before))
-    wish = next((w for w in args.budget if w.kind == "latency"), None)
-    found: Found | None = None
-    if wish is None:
-        mask = job.mask(scores)
-    else:
-        mask, found = job.fast_mask(scores, wish, terminal.shows_progress)
-    apply_mask(network, mask)
-    scored = time.perf_counter() - start
-    start = time.perf_counter()
+    made = _cut(job, source, snapshot, terminal)
+    apply_mask(network, made.mask)
     if hasattr(network, "select"):
         network.select(tasks)
     recover(
@@ -109,30 +114,86 @@ def run(args: argparse.Namespace) -> None:
         tasks,
         steps=args.steps,
         lr=args.lr,
-        mask=mask,
+        mask=made.mask,
         weights={t: o.weight for t, o in wanted.items()},
-        progress=lambda steps: terminal.track(steps, "fine-tuning"),
+        progress=lambda steps: told(terminal, steps, "fine-tuning"),
+        resume=snapshot,
     )
-    tuned = time.perf_counter() - start
     after = evaluate(network, terminal.track(data.test, "pruned model"), wanted)
     network.cpu()
-    zeros = component_sparsity(network, {n: m.cpu() for n, m in mask.items()}, job.used, tasks)
+    zeros = component_sparsity(network, {n: m.cpu() for n, m in made.mask.items()}, job.used, tasks)
     facts = {
         "tasks": tasks,
         "units": args.units,
         "budget": [str(b) for b in args.budget],
         "sparsity": zeros,
-        "metrics": {"dense": before, "pruned": after},
+        "metrics": {"dense": made.dense, "pruned": after},
     }
-    if found is not None:
-        facts["latency"] = {"target": str(wish), "runtime": args.runtime, "threads": args.threads, **asdict(found)}
-    save(source, network, tasks, facts, args.out, CUT)
-    facts |= {"out": str(args.out), "score_seconds": round(scored, 2), "finetune_seconds": round(tuned, 2)}
-    shown = [_shown(before, after), _told(zeros), f"masked model: {args.out}"]
-    if found is not None:
-        reading = found.reading
+    shown = [_shown(made.dense, after), _told(zeros), f"masked model: {args.out}"]
+    if made.found is not None:
+        wish, reading = _latency(args), made.found.reading
+        facts["latency"] = {"target": str(wish), "runtime": args.runtime, "threads": args.threads} | asdict(made.found)
         shown.insert(2, f"{wish}: reached {reading.value:.3g} ({reading.low:.3g} to {reading.high:.3g})")
-    terminal.result(facts, shown)
+    save(source, network, tasks, facts, args.out, CUT)
+    seconds = {"score_seconds": round(made.seconds, 2), "finetune_seconds": round(seconds_of(snapshot), 2)}
+    return {**facts, "out": str(args.out), **seconds}, shown
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What came out before the fine-tuning.
+
+    Attributes:
+        dense: Metrics of the dense model.
+        mask: What stays.
+        found: What a search for a latency reached, None without one.
+        seconds: Of scoring, cutting and search.
+    """
+
+    dense: dict[str, float]
+    mask: dict[str, Tensor]
+    found: Found | None
+    seconds: float
+
+
+def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cut:
+    """Judge the dense model, score and cut, each once: a command that goes on has it in its file."""
+    from cut.objectives import evaluate, moved
+    from cut.randomness import random_state, set_random_state
+    from cut.scores import Sensitivity
+    from cut.search import Found, Reading
+
+    data, device = source.labelled(), next(job.network.parameters()).device
+    known: dict[str, Any] = dict(snapshot.get("cut") or {})
+
+    def note(**facts: Any) -> None:
+        known.update(facts, random=random_state(device, data.train))
+        snapshot.keep("cut", known)
+
+    if "dense" not in known:
+        wanted = {t: data.objectives[t] for t in job.tasks}
+        note(dense=evaluate(job.network, terminal.track(data.test, "dense model"), wanted))
+    set_random_state(known["random"], device, data.train)
+    if "mask" not in known:
+        start = time.perf_counter()
+        batches = (moved(b, device) for b in terminal.track(data.score(job.args.batches), "scoring"))
+        scores = Sensitivity()(job.network, batches, job.losses, job.tasks)
+        job = replace(job, facts=size_of_facts(source.meta, job.args, known["dense"]))
+        wish = _latency(job.args)
+        mask, found = job.fast_mask(scores, wish, terminal.shows_progress) if wish else (job.mask(scores), None)
+        seconds = time.perf_counter() - start
+        note(
+            mask={n: m.cpu() for n, m in mask.items()}, found=None if found is None else asdict(found), seconds=seconds
+        )
+    if (stored := known["found"]) is not None:
+        readings = {d: Reading(**r) for d, r in stored["readings"].items()}
+        stored = Found(stored["density"], Reading(**stored["reading"]), readings)
+    return Cut(known["dense"], known["mask"], stored, known["seconds"])
+
+
+def _latency(args: argparse.Namespace) -> budgets.Wish | None:
+    """The budget of latency, None if there is none."""
+    return next((w for w in args.budget if w.kind == "latency"), None)
 
 
 def check_units(args: argparse.Namespace) -> None:

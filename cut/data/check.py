@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cut.data import cityscapes, nyuv2, taskonomy
-from cut.data.files import Example, Layout, detect
+from cut.data.cityscapes import Cityscapes
+from cut.data.files import Example, Layout, detect, repeats
+from cut.data.nyuv2 import NYUv2
+from cut.data.published import Published
+from cut.data.taskonomy import Taskonomy, class_weights
 
 Progress = Callable[[list[Example]], Iterable[Example]]
-# Data set to its layouts, its tasks' keys, its name and where it is obtained.
-SETS: dict[str, tuple[tuple[Layout, ...], tuple[str, ...], str, str]] = {
-    "nyuv2": ((nyuv2.AdaShare(), nyuv2.LibMTL()), nyuv2.TASKS, "NYU-v2", nyuv2.SOURCE),
-    "cityscapes": ((cityscapes.AdaShare(), cityscapes.LibMTL()), cityscapes.TASKS, "Cityscapes", cityscapes.SOURCE),
-    "taskonomy": ((taskonomy.Taskonomy16(),), taskonomy.TASKS, "Tiny-Taskonomy", taskonomy.SOURCE),
-}
-DEEPEST = 1000.0  # metres, or whatever else a set measures depth in
+SETS: dict[str, type[Published]] = {loader.name: loader for loader in (NYUv2, Cityscapes, Taskonomy)}
 
 
 @dataclass
@@ -37,6 +34,7 @@ class Report:
         classes: How many of the segmentation's classes occur.
         of_classes: How many there are.
         wrong: One line for each thing that is wrong, with the file's name.
+        warnings: One line for each thing that the published protocol takes as it is.
     """
 
     name: str
@@ -47,6 +45,7 @@ class Report:
     classes: int
     of_classes: int
     wrong: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -56,7 +55,7 @@ class Report:
             size += " (published: {}x{})".format(*self.published)
         counts = ", ".join(f"{n} {split}" for split, n in self.pictures.items())
         return (
-            f"{SETS[self.name][2]} in {self.layout}'s layout: {counts} pictures of {size}, "
+            f"{SETS[self.name].title} in {self.layout}'s layout: {counts} pictures of {size}, "
             f"{self.classes} of {self.of_classes} classes seen"
         )
 
@@ -74,25 +73,25 @@ def which(root: Path, name: str | None = None) -> tuple[str, Layout]:
     if name is not None and name not in SETS:
         raise ValueError(f"set {name!r}; allowed: {', '.join(SETS)}")
     for known in SETS if name is None else (name,):
-        for layout in SETS[known][0]:
+        for layout in SETS[known].layouts:
             if layout.there(root):
                 return known, layout
     if name is not None:
-        layouts, _, title, source = SETS[name]
-        detect(root, layouts, title, source)
+        detect(root, SETS[name].layouts, SETS[name].title, SETS[name].source)
     found = sorted(p.name for p in root.iterdir())[:5] if root.is_dir() else []
-    kinds = "; or ".join(layout.expected for layouts, *_ in SETS.values() for layout in layouts)
+    kinds = "; or ".join(layout.expected for loader in SETS.values() for layout in loader.layouts)
     held = ", ".join(found) or "nothing"
     raise ValueError(f"{root} is no data set that is known here: it holds {held}; known: {kinds}")
 
 
-def check(root: str | Path, name: str | None = None, progress: Progress = list) -> Report:
-    """Open every file of a set.
+def check(root: str | Path, name: str | None = None, progress: Progress = list, legacy: bool = False) -> Report:
+    """Open every file of a set, and compare its lists.
 
     Args:
         root: Its folder.
         name: ``nyuv2``, ``cityscapes`` or ``taskonomy``; None finds out.
         progress: Wraps the examples.
+        legacy: For the published protocol: what its index lists more than once is a warning.
 
     Returns:
         What it holds, and everything that is wrong.
@@ -102,18 +101,19 @@ def check(root: str | Path, name: str | None = None, progress: Progress = list) 
     """
     root = Path(root)
     name, layout = which(root, name)
-    keys = SETS[name][1]
     listed = {split: layout.examples(root, split) for split in ("train", "test")}
     val = sum(e.is_validation for e in listed["train"])
     pictures = {"train": len(listed["train"]) - val, "val": val, "test": len(listed["test"])}
     report = Report(name, type(layout).__name__, None, layout.size, pictures, 0, len(layout.classes))
     report.wrong += [f"{root}: no pictures for split {split!r}" for split, count in pictures.items() if not count]
-    if name == "taskonomy":
-        report.wrong += _messages(lambda: taskonomy.class_weights(root))
+    within, across = repeats(root / layout.marker, listed)
+    (report.warnings if legacy else report.wrong).extend(across + within)
+    if name == Taskonomy.name:
+        report.wrong += _messages(lambda: class_weights(root))
     seen = torch.zeros(len(layout.classes), dtype=torch.bool)
     examples = [e for part in listed.values() for e in part]
     for example in progress(examples):
-        for key in ("image", *keys):
+        for key in ("image", *SETS[name].lambdas):
             report.wrong += _messages(partial(_check_file, report, layout, example, key, seen))
     report.classes = int(seen.sum())
     return report
@@ -151,8 +151,6 @@ def _check_file(report: Report, layout: Layout, example: Example, key: str, seen
     if key == "seg":
         present = label.unique()
         seen[present[present < len(seen)]] = True
-    if key == "depth" and float(label.max()) > DEEPEST:
-        raise ValueError(f"{path} holds a depth of {float(label.max()):g}; allowed: up to {DEEPEST:g}")
     known = (label != 255) if key == "seg" else (label != 0).any(0) if key == "normal" else label > 0
     if key in ("seg", "normal", "depth") and not known.any():
         raise ValueError(f"{path} has no pixel with a known label")

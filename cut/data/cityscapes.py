@@ -4,32 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from cut.data.augmentation import Augmentation
-from cut.data.base import IMAGENET_MEAN, IMAGENET_STD
-from cut.data.files import (
-    Example,
-    FileData,
-    Layout,
-    chosen,
-    classes_label,
-    detect,
-    float_label,
-    inside,
-    loss_weights,
-    numbered,
-    read_index,
-    read_npy,
-    to_bytes,
-)
+from cut.data.decoding import classes_label, depths, float_label, read_npy, to_bytes
+from cut.data.files import Example, Layout, inside, numbered, read_index
+from cut.data.published import Published
 from cut.tasks import Task, depth, segmentation
 
-TASKS = ("seg", "depth")
 # The papers' lambdas.
 WEIGHTS = {"seg": 1.0, "depth": 20.0}
+TASKS = tuple(WEIGHTS)
 SOURCE = (
     "Cityscapes is obtained from AdaShare's repository (sunxm2357/AdaShare links the prepared files) or from LibMTL's "
     "(median-research-group/LibMTL); docs/datasets.md has the details"
@@ -39,6 +26,8 @@ CLASSES19 = (
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
 )
 CLASSES7 = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+UNIT = "inverse depth, as stored"
+DEEPEST = 1000.0  # in this unit
 NEAREST = 3e-5  # an inverse depth that is not larger is not known
 
 
@@ -48,7 +37,9 @@ class _Npy(Layout):
     def array(self, example: Example, key: str) -> np.ndarray:
         """A decoded file."""
         path = example.files[key]
-        return to_bytes(path, read_npy(path, 3)) if key == "image" else read_npy(path, 1)
+        if key == "image":
+            return to_bytes(path, read_npy(path, 3))
+        return depths(path, read_npy(path, 1), DEEPEST, UNIT) if key == "depth" else read_npy(path, 1)
 
     def label(self, key: str, array: np.ndarray, mirrored: bool, legacy: bool) -> Tensor:
         """A label; an inverse depth of at most 3e-5 is unknown."""
@@ -90,58 +81,29 @@ class LibMTL(_Npy):
         return super().there(root) and not (root / "train" / "normal").exists()
 
 
-class Cityscapes(FileData):
+class Cityscapes(Published):
     """The Cityscapes data module.
 
     Args:
         root: Folder of the set, in AdaShare's layout (19 classes) or LibMTL's (7).
         tasks: Which of seg, depth.
-        batch_size: Pictures per batch and process.
-        num_workers: Loader processes.
-        seed: Seed of order, augmentation and scoring batches.
-        mean: Mean of the input normalisation.
-        std: Standard deviation of it.
-        augmentation: Of training pictures; None mirrors half of them.
-        subset: Use the first so many training pictures only; None = all.
         legacy: The published protocol: BGR minus a mean colour, void counted as wrong. A model trained so takes BGR.
-        weights: Loss weights by task; default the papers'.
+        **kwargs: Those of :class:`cut.data.published.Published`.
 
     Raises:
         ValueError: If there is no such set, or an argument is not allowed.
     """
 
-    name = "cityscapes"
+    name, title, source = "cityscapes", "Cityscapes", SOURCE
+    layouts, lambdas = (AdaShare(), LibMTL()), WEIGHTS
 
     def __init__(
-        self,
-        root: str | Path | None = None,
-        tasks: Sequence[str] = TASKS,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        augmentation: Augmentation | None = None,
-        subset: int | None = None,
-        legacy: bool = False,
-        weights: dict[str, float] | None = None,
+        self, root: str | Path | None = None, tasks: Sequence[str] = TASKS, legacy: bool = False, **kwargs: Any
     ) -> None:
-        names, by = chosen("Cityscapes", tasks, TASKS), loss_weights(weights, WEIGHTS)
-        folder, layout = detect(root, (AdaShare(), LibMTL()), "Cityscapes", SOURCE)
-        known: dict[str, Task] = {
-            "seg": segmentation(layout.classes, weight=by["seg"], void_is_wrong=legacy),
-            "depth": depth(weight=by["depth"], unit="inverse depth, as stored"),
-        }
-        super().__init__(
-            folder,
-            layout,
-            [known[name] for name in names],
-            batch_size,
-            num_workers,
-            seed,
-            mean,
-            std,
-            augmentation,
-            subset,
-            legacy,
-        )
+        super().__init__(root, tasks, legacy=legacy, **kwargs)
+
+    def task(self, name: str, weight: float) -> Task:
+        """One of the set's tasks; void counts as wrong in the legacy protocol."""
+        if name == "seg":
+            return segmentation(self.layout.classes, weight=weight, void_is_wrong=self.legacy)
+        return depth(weight=weight, unit=UNIT)

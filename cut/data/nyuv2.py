@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cut.data.augmentation import Augmentation
-from cut.data.base import IMAGENET_MEAN, IMAGENET_STD
-from cut.data.files import (
-    Example,
-    FileData,
-    Layout,
-    chosen,
-    classes_label,
-    detect,
-    float_label,
-    inside,
-    loss_weights,
-    numbered,
-    planes,
-    read_index,
-    read_npy,
-    read_png,
-    to_bytes,
-    unit_label,
-)
+from cut.data.decoding import classes_label, depths, float_label, planes, read_npy, read_png, to_bytes, unit_label
+from cut.data.files import Example, Layout, inside, numbered, read_index
+from cut.data.published import Published
 from cut.tasks import Task, depth, normals, segmentation
 
-TASKS = ("seg", "normal", "depth")
 # The papers' lambdas.
 WEIGHTS = {"seg": 1.0, "normal": 20.0, "depth": 3.0}
+TASKS = tuple(WEIGHTS)
 SOURCE = (
     "NYU-v2 is obtained from AdaShare's repository (sunxm2357/AdaShare links the prepared files) or from LibMTL's "
     "(median-research-group/LibMTL); docs/datasets.md has the details"
@@ -50,6 +34,7 @@ CLASSES13 = (
     *("wall", "window"),
 )
 LARGEST = 1.001  # component of a vector in a file
+DEEPEST = 100.0  # metres; the camera sees ten
 INVALID = 255  # the largest channel of a normal that is not known
 
 
@@ -70,7 +55,9 @@ class AdaShare(Layout):
     def array(self, example: Example, key: str) -> np.ndarray:
         """A decoded file; normals as uint8 [H, W, 3]."""
         path = example.files[key]
-        return read_npy(path, 1) if key == "depth" else read_png(path, 1 if key == "seg" else 3)
+        if key == "depth":
+            return depths(path, read_npy(path, 1), DEEPEST, "metres")
+        return read_png(path, 1 if key == "seg" else 3)
 
     def label(self, key: str, array: np.ndarray, mirrored: bool, legacy: bool) -> Tensor:
         """A label; normals of the legacy protocol are directions of raw colours, the same in a mirrored picture."""
@@ -103,6 +90,8 @@ class LibMTL(Layout):
         """A decoded file; normals as vectors."""
         path = example.files[key]
         found = read_npy(path, 3 if key in ("image", "normal") else 1)
+        if key == "depth":
+            return depths(path, found, DEEPEST, "metres")
         return to_bytes(path, found) if key == "image" else found
 
     def label(self, key: str, array: np.ndarray, mirrored: bool, legacy: bool) -> Tensor:
@@ -125,60 +114,30 @@ def depth_label(array: np.ndarray) -> Tensor:
     return float_label(array).clamp_min(0)
 
 
-class NYUv2(FileData):
+class NYUv2(Published):
     """The NYU-v2 data module.
 
     Args:
         root: Folder of the set, in AdaShare's layout (40 classes) or LibMTL's (13).
         tasks: Which of seg, normal, depth.
-        batch_size: Pictures per batch and process.
-        num_workers: Loader processes.
-        seed: Seed of order, augmentation and scoring batches.
-        mean: Mean of the input normalisation.
-        std: Standard deviation of it.
-        augmentation: Of training pictures; None mirrors half of them.
-        subset: Use the first so many training pictures only; None = all.
         legacy: The published protocol: BGR minus a mean colour, raw colours as normals, which do not change their sign
             in a mirrored picture. A model trained so takes BGR.
-        weights: Loss weights by task; default the papers'.
+        **kwargs: Those of :class:`cut.data.published.Published`.
 
     Raises:
         ValueError: If there is no such set, or an argument is not allowed.
     """
 
-    name = "nyuv2"
+    name, title, source = "nyuv2", "NYU-v2", SOURCE
+    layouts, lambdas = (AdaShare(), LibMTL()), WEIGHTS
 
     def __init__(
-        self,
-        root: str | Path | None = None,
-        tasks: Sequence[str] = TASKS,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        augmentation: Augmentation | None = None,
-        subset: int | None = None,
-        legacy: bool = False,
-        weights: dict[str, float] | None = None,
+        self, root: str | Path | None = None, tasks: Sequence[str] = TASKS, legacy: bool = False, **kwargs: Any
     ) -> None:
-        names, by = chosen("NYU-v2", tasks, TASKS), loss_weights(weights, WEIGHTS)
-        folder, layout = detect(root, (AdaShare(), LibMTL()), "NYU-v2", SOURCE)
-        known: dict[str, Task] = {
-            "seg": segmentation(layout.classes, weight=by["seg"]),
-            "normal": normals(weight=by["normal"], raw=legacy),
-            "depth": depth(weight=by["depth"]),
-        }
-        super().__init__(
-            folder,
-            layout,
-            [known[name] for name in names],
-            batch_size,
-            num_workers,
-            seed,
-            mean,
-            std,
-            augmentation,
-            subset,
-            legacy,
-        )
+        super().__init__(root, tasks, legacy=legacy, **kwargs)
+
+    def task(self, name: str, weight: float) -> Task:
+        """One of the set's tasks; normals of the legacy protocol are raw colours."""
+        if name == "seg":
+            return segmentation(self.layout.classes, weight=weight)
+        return normals(weight=weight, raw=self.legacy) if name == "normal" else depth(weight=weight)

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cut.data.augmentation import Augmentation
-from cut.data.base import IMAGENET_MEAN, IMAGENET_STD
-from cut.data.files import (
-    Example,
-    FileData,
-    Layout,
-    chosen,
-    classes_label,
-    detect,
-    inside,
-    load_npy,
-    loss_weights,
-    planes,
-    read_index,
-    read_png,
-    unit_label,
-)
+from cut.data.decoding import classes_label, load_npy, planes, read_png, unit_label
+from cut.data.files import Example, Layout, inside, read_index
+from cut.data.published import Published
 from cut.tasks import Task, depth, normals, regression_map, segmentation
 
-TASKS = ("seg", "normal", "depth", "keypoint", "edge")
 # The papers' lambdas.
 WEIGHTS = {"seg": 1.0, "normal": 3.0, "depth": 2.0, "keypoint": 7.0, "edge": 7.0}
+TASKS = tuple(WEIGHTS)
 SOURCE = (
     "Taskonomy is obtained from its repository (StanfordVL/taskonomy), the index from AdaShare's "
     "(sunxm2357/AdaShare); docs/datasets.md has the details"
@@ -132,64 +119,38 @@ def class_weights(root: Path) -> list[float]:
     return [float(v) for v in found]
 
 
-class Taskonomy(FileData):
+class Taskonomy(Published):
     """The Tiny-Taskonomy data module.
 
     Args:
         root: Folder of the set.
         tasks: Which of seg, normal, depth, keypoint, edge.
-        batch_size: Pictures per batch and process.
-        num_workers: Loader processes.
-        seed: Seed of order, augmentation and scoring batches.
-        mean: Mean of the input normalisation.
-        std: Standard deviation of it.
-        augmentation: Of training pictures; None mirrors half of them.
-        subset: Use the first so many training pictures only; None = all.
         legacy: The published protocol: BGR minus a mean colour, logarithmic depth, keypoints and edges in [-1, 1]. A
             model trained so takes BGR.
-        weights: Loss weights by task; default the papers'.
+        **kwargs: Those of :class:`cut.data.published.Published`.
 
     Raises:
         ValueError: If there is no such set, or an argument is not allowed.
     """
 
-    name = "taskonomy"
+    name, title, source = "taskonomy", "Tiny-Taskonomy", SOURCE
+    layouts, lambdas = (Taskonomy16(),), WEIGHTS
 
     def __init__(
-        self,
-        root: str | Path | None = None,
-        tasks: Sequence[str] = TASKS,
-        batch_size: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        augmentation: Augmentation | None = None,
-        subset: int | None = None,
-        legacy: bool = False,
-        weights: dict[str, float] | None = None,
+        self, root: str | Path | None = None, tasks: Sequence[str] = TASKS, legacy: bool = False, **kwargs: Any
     ) -> None:
-        names, by = chosen("Taskonomy", tasks, TASKS), loss_weights(weights, WEIGHTS)
-        folder, layout = detect(root, (Taskonomy16(),), "Tiny-Taskonomy", SOURCE)
-        unit, low = ("log(1 + depth) / log(2^16)", -1.0) if legacy else ("m", 0.0)
-        known: dict[str, Task] = {
-            "normal": normals(weight=by["normal"], raw=legacy),  # decoded: its angles are true ones there too
-            "depth": depth(weight=by["depth"], unit=unit),
-            "keypoint": regression_map("keypoint", by["keypoint"], low),
-            "edge": regression_map("edge", by["edge"], low),
-        }
-        if "seg" in names:
-            known["seg"] = segmentation(layout.classes, weight=by["seg"], class_weights=class_weights(folder))
-        super().__init__(
-            folder,
-            layout,
-            [known[name] for name in names],
-            batch_size,
-            num_workers,
-            seed,
-            mean,
-            std,
-            augmentation,
-            subset,
-            legacy,
-        )
+        super().__init__(root, tasks, legacy=legacy, **kwargs)
+
+    def task(self, name: str, weight: float) -> Task:
+        """One of the set's tasks.
+
+        Raises:
+            ValueError: If the segmentation's class weights are missing or damaged.
+        """
+        if name == "seg":
+            return segmentation(self.layout.classes, weight=weight, class_weights=class_weights(self.root))
+        if name == "normal":
+            return normals(weight=weight, raw=self.legacy)  # decoded: its angles are true ones there too
+        if name == "depth":
+            return depth(weight=weight, unit="log(1 + depth) / log(2^16)" if self.legacy else "m")
+        return regression_map(name, weight, -1.0 if self.legacy else 0.0)

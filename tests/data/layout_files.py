@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from cut.data.cityscapes import Cityscapes
-from cut.data.files import FileData
 from cut.data.nyuv2 import NYUv2
+from cut.data.published import Published
 from cut.data.taskonomy import Taskonomy
 
 SIZE = (24, 32)
@@ -89,7 +89,7 @@ def taskonomy(scene: Arrays) -> Arrays:
 
 Encoder = Callable[[Arrays], Arrays]
 # Layout to its loader, encoding, index, the folders of train and test, and where a file lies.
-LAYOUTS: dict[str, tuple[type[FileData], Encoder, str | None, tuple[str, str], str]] = {
+LAYOUTS: dict[str, tuple[type[Published], Encoder, str | None, tuple[str, str], str]] = {
     "nyuv2": (NYUv2, nyuv2, "nyu_v2_3task.json", ("training", "testing"), "nyu_train_val/{folder}/{key}/{n:04d}.{ext}"),
     "nyuv2-npy": (NYUv2, nyuv2_npy, None, ("train", "val"), "{folder}/{key}/{n}.{ext}"),
     "cityscapes": (Cityscapes, cityscapes, "cityscape.json", ("train", "val"), "{folder}/{key}/{n}.{ext}"),
@@ -165,14 +165,14 @@ def write_set(
     return root
 
 
-def load(layout: str, root: Path, **arguments) -> FileData:
+def load(layout: str, root: Path, **arguments) -> Published:
     """The set's loader, set up."""
     data = LAYOUTS[layout][0](root, **arguments)
     data.setup()
     return data
 
 
-def read_all(data: FileData) -> None:
+def read_all(data: Published) -> None:
     """Read every file that the module's tasks have."""
     for split in ("plain", "val", "test"):
         for index in range(len(data.splits[split])):

@@ -1,6 +1,7 @@
 """``cut data check``: a good set is summed up; a damaged one gives one clear error, and so does its loader."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,10 +208,128 @@ def test_everything_that_is_wrong_is_listed(tmp_path: Path, capsys) -> None:
     assert len(wrong) == 4 and all(any(str(path) in line for line in wrong) for path in paths)
 
 
-@pytest.mark.parametrize(("value", "message"), [(5000.0, "a depth of 5000; allowed"), (0.0, "no pixel with a known")])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(5000.0, "depths from 5000 to 5000; expected metres, up to 100"), (0.0, "no pixel with a known")],
+)
 def test_values_that_no_set_has(tmp_path: Path, value: float, message: str) -> None:
     root = write_set("nyuv2", tmp_path)
     assert is_npy("nyuv2", "depth")
     path = write(file_of("nyuv2", root, "train", 0, "depth"), np.full((24, 32), value, np.float32))
     (line,) = check(root).wrong
     assert str(path) in line and message in line
+
+
+# --- what an index lists more than once ---
+
+
+def listed_again(layout: str, root: Path, source: tuple[str, int], target: str) -> tuple[Path, int]:
+    """Append a row of the index to a split; gives the row's picture and its new number."""
+    index = read_index(root / str(LAYOUTS[layout][2]), {"nyuv2": 4, "cityscapes": 5, "taskonomy": 6}[layout])
+    split, number = source
+    index[target].append(index[split][number])
+    write_index(layout, root, index)
+    return file_of(layout, root, split, number, COLUMNS[layout][0]), len(index[target]) - 1
+
+
+def trained_on(layout: str, root: Path, validation: bool = False) -> int:
+    """The number of a training picture that is, or is not, for validation."""
+    examples = LAYOUTS[layout][0](root).layout.examples(root, "train")
+    return next(n for n, e in enumerate(examples) if e.is_validation == validation)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+@pytest.mark.parametrize("layout", INDEXED)
+def test_a_picture_in_two_splits_is_named_and_refused(layout: str, validation: bool, tmp_path: Path, capsys) -> None:
+    root = write_set(layout, tmp_path)
+    row = trained_on(layout, root, validation)
+    path, number = listed_again(layout, root, ("train", row), "test")
+    part = "val" if validation else "train"
+    wanted = (
+        f"{root / str(LAYOUTS[layout][2])} lists {path} for {part} (row {row} of split 'train') "
+        f"and for test (row {number} of split 'test')"
+    )
+    with pytest.raises(ValueError, match=re.escape(wanted) + "; allowed: each picture in one split"):
+        load(layout, root)
+    assert main(["data", "check", str(root), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["wrong"] == [wanted]
+
+    with pytest.warns(UserWarning, match=re.escape(wanted)):
+        data = load(layout, root, legacy=True)
+    assert len(data.splits["test"]) == COUNTS["test"] + 1
+    assert main(["data", "check", str(root), "--legacy"]) == 0
+    out, err = capsys.readouterr()
+    assert f"warning: {wanted}" in out and "wrong" not in out + err
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("layout", INDEXED)
+def test_a_picture_that_is_listed_twice_is_named(layout: str, split: str, legacy: bool, tmp_path: Path) -> None:
+    root = write_set(layout, tmp_path)
+    row = trained_on(layout, root) if split == "train" else 1
+    path, number = listed_again(layout, root, (split, row), split)
+    wanted = (
+        f"{root / str(LAYOUTS[layout][2])} lists {path} twice for {split} "
+        f"(row {row} of split {split!r} and row {number} of split {split!r})"
+    )
+    report = check(root, legacy=legacy)
+    assert (report.warnings, report.wrong) == (([wanted], []) if legacy else ([], [wanted]))
+    with pytest.warns(UserWarning, match=re.escape(wanted)):
+        data = load(layout, root, legacy=legacy)
+    assert len(data.splits[split]) == report.pictures[split]
+
+
+def test_all_repeated_pictures_are_listed_and_counted(tmp_path: Path) -> None:
+    root = write_set("nyuv2", tmp_path)
+    paths = [listed_again("nyuv2", root, ("test", n), "train")[0] for n in range(3)]
+    wrong = check(root).wrong
+    assert len(wrong) == 3 and all(str(path) in line for path, line in zip(paths, wrong, strict=True))
+    with pytest.raises(ValueError, match=re.escape(str(paths[0])) + ".* and 2 more; allowed"):
+        load("nyuv2", root)
+
+
+def test_a_picture_is_where_its_file_is_however_it_is_written(tmp_path: Path) -> None:
+    """Another spelling is another name, which may send the same picture to validation, but it is no other picture."""
+    root = write_set("taskonomy", tmp_path)
+    index = read_index(root / "taskonomy.json", 6)
+    path = file_of("taskonomy", root, "test", 0, "rgb")
+    index["train"].append([path.relative_to(root).as_posix(), *index["test"][0][1:]])
+    write_index("taskonomy", root, index)
+    (line,) = check(root).wrong
+    assert str(path) in line and "row 20 of split 'train'" in line and "row 0 of split 'test'" in line
+    index["train"][-1] = ["leonardo/rgb//p_0.png", *index["train"][0][1:]]
+    write_index("taskonomy", root, index)
+    (line,) = check(root).wrong
+    assert str(file_of("taskonomy", root, "train", 0, "rgb")) in line and "row 20 of split 'train'" in line
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_intact_set_gives_no_warning(published: tuple[str, Path], legacy: bool, recwarn) -> None:
+    layout, root = published
+    load(layout, root, legacy=legacy)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    assert check(root, legacy=legacy).warnings == []
+
+
+# --- units ---
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("layout", ["nyuv2", "nyuv2-npy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_millimetres_are_refused_with_the_first_file(layout: str, legacy: bool, dtype: type, tmp_path: Path) -> None:
+    root = write_set(layout, tmp_path)
+    for split, count in COUNTS.items():
+        for number in range(count):
+            path = file_of(layout, root, split, number, "depth")
+            write(path, (np.load(path) * 1000).round().astype(dtype))
+    data = load(layout, root, legacy=legacy)
+    path = file_of(layout, root, "test", 0, "depth")
+    low, high = np.load(path).min(), np.load(path).max()
+    wanted = f"{path} holds depths from {low:g} to {high:g}; expected metres, up to 100"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        data.splits["test"][0, 0]
+    report = check(root)
+    assert len(report.wrong) == sum(COUNTS.values()) and wanted in report.wrong
+    load(layout, root, tasks=["seg"]).splits["test"][0, 0]  # which needs no depth

@@ -1,18 +1,16 @@
-"""Sets of files: the validation part, order, index, augmentation, padding, workers, damaged files."""
+"""Sets of files: the validation part, order, index, augmentation, padding, workers, sizes."""
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from layout_files import COUNTS, LAYOUTS, SIZE, file_of, load, read_all, write, write_index, write_set
-from PIL import Image
 
 from cut.data.augmentation import Augmentation
 from cut.data.batch import check_batch
-from cut.data.files import Example, load_npy, numbered, read_index, read_npy, read_png
+from cut.data.files import Example, numbered, read_index
 
 # Training pictures for validation, of 100 in AdaShare's NYU-v2 and in a numbered layout: never to be changed.
 PINNED = [9, 81, 95]
@@ -314,64 +312,3 @@ def test_a_picture_of_another_size_is_named(layout: str, tmp_path: Path) -> None
     target.write_bytes(file_of(layout, small, "test", 0, key).read_bytes())
     with pytest.raises(ValueError, match=f"{target} is 12x16; the set's first picture is 24x32"):
         read_all(load(layout, root))
-
-
-def test_a_png_of_another_kind_is_named(tmp_path: Path) -> None:
-    grey, colours = np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.uint8)
-    path = tmp_path / "a.png"
-    for array, channels in ((grey, 3), (grey.astype(np.uint16), 3), (colours, 1)):
-        write(path, array)
-        with pytest.raises(ValueError, match=r"a.png holds a picture .* of mode .*; expected \[H, W"):
-            read_png(path, channels)
-    for mode, channels in (("P", 1), ("L", 1), ("1", 1), ("RGBA", 3), ("P", 3), ("RGB", 3)):
-        Image.new(mode, (5, 4), 1).save(path)
-        found = read_png(path, channels)
-        assert found.dtype == np.uint8 and found.shape == ((4, 5) if channels == 1 else (4, 5, 3))
-    deep = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
-    np.testing.assert_array_equal(read_png(write(path, deep), 1), deep)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".npy"])
-def test_no_damage_to_a_file_is_anything_but_one_named_error(suffix: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (9, 7, 3), dtype=np.uint8)
-    path = write(tmp_path / f"a{suffix}", pixels)
-    good, named = path.read_bytes(), 0
-    damaged = [good[:n] for n in range(0, len(good), 7)]
-    damaged += [good[:n] + bytes([int(rng.integers(256))]) + good[n + 1 :] for n in range(0, len(good), 2)]
-    for content in damaged:
-        path.write_bytes(content)
-        try:
-            found = (read_png if suffix == ".png" else read_npy)(path, 3)
-        except ValueError as error:
-            named += str(path) in str(error)
-        else:  # a changed byte may be one of a pixel; of missing ones, all pixels may still be there
-            named += len(content) == len(good) or bool((found == pixels).all())
-    assert named == len(damaged)
-
-
-def test_only_arrays_of_numbers_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    np.savez(tmp_path / "a.npz", x=np.zeros(3))
-    path.write_bytes((tmp_path / "a.npz").read_bytes())
-    with pytest.raises(ValueError, match=r"a\.npy is damaged"):
-        load_npy(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"a\.npy is damaged"):
-        load_npy(path)
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"a\.npy is damaged"):
-        load_npy(path)
-    for array, channels in (
-        (np.zeros((4, 5, 2)), 1),
-        (np.zeros((4, 5, 2)), 3),
-        (np.zeros((4, 5)), 3),
-        (np.zeros(4), 1),
-        (np.full((4, 5), "a"), 1),
-        (np.zeros((4, 5), complex), 1),
-    ):
-        np.save(path, array)
-        with pytest.raises(ValueError, match=r"a.npy holds .*; expected numbers \[H, W"):
-            read_npy(path, channels)
-    np.save(path, np.zeros((4, 5, 1)))
-    assert read_npy(path, 1).shape == (4, 5)

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import cell as module
 from experiments.cell import CONFIGS, Cell
-from experiments.run import CLI, _config, _parsed
+from experiments.run import CLI, _config, parsed
 
 NAMES = ("trainer/default", "data/synthetic", "model/mobilenetv2", "pruning/cut", "logger/none")
 DENSE = ("trainer/default", "data/synthetic", "model/mobilenetv2", "pruning/dense", "logger/none")
@@ -124,7 +124,7 @@ def test_the_command_line_gives_the_values_set(tmp_path, monkeypatch):
         "trainer.callbacks": [{"class_path": "cut.distillation.Distillation"}],
     }
     cell = Cell(NAMES, settings, Cell(DENSE, {"seed_everything": 7}))
-    found = _config(_parsed(cell.argv(tmp_path / "records", tmp_path / "runs")))
+    found = _config(parsed(cell.argv(tmp_path / "records", tmp_path / "runs")))
     assert (found["id"], found["method"], found["seed_everything"]) == (cell.id, "cut", 7)
     assert found["out"] == str(tmp_path / "runs" / cell.id) and found["records"] == str(tmp_path / "records")
     assert found["init"] == str(tmp_path / "runs" / cell.start.id)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cut.cli import main as cut_main
-from experiments import demo, timing
+from experiments import demo, summary, timing
 from experiments.tables import comparison, replaced
 from tests.experiments.test_run import TINY
 
@@ -55,14 +55,19 @@ def out(tmp_path_factory):
 @pytest.mark.slow
 def test_the_demo_delivers(out, tmp_path, capsys):
     rows = json.loads((out / "summary.json").read_text())
-    assert [r["method"] for r in rows] == ["dense", "dense", "cut", "magnitude", "disparse"]
+    assert [r["method"] for r in rows] == ["dense", "dense", "cut", "cut-channels", "magnitude", "disparse"]
+    channels = next(r for r in rows if r["method"] == "cut-channels")
+    assert channels["macs"] <= 0.5 * rows[1]["macs"] and channels["kind"] == summary.CHANNELS
+    assert channels["params"] == channels["nonzero"] < rows[1]["params"]
     for row in rows[2:]:
-        assert row["sparsity"] == pytest.approx(0.9, abs=5e-4)
+        if row is not channels:
+            assert row["kind"] == summary.WEIGHTS
+            assert row["sparsity"] == pytest.approx(0.9, abs=5e-4)
         assert {k.split("/")[0] for k in row["metrics"]} == {"seg", "normal", "depth"}
     page = (out / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "data:image" in page
     Image.fromarray(np.full((50, 70, 3), 128, np.uint8)).save(tmp_path / "p.png")
-    for model in ("cut.onnx", "compact"):
+    for model in ("cut.onnx", "cut-channels.onnx", "compact"):
         assert cut_main(["predict", str(out / model), str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png")]) == 0
         assert Image.open(tmp_path / "o.png").width > 300
     assert "seg" in capsys.readouterr().out

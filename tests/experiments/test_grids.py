@@ -16,7 +16,7 @@ from experiments import grids, recipe
 from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
 from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, rate_of
-from experiments.run import CLI, _config, _parsed
+from experiments.run import CLI, _config, parsed
 
 ALL = {name: make() for name, make in GRIDS.items()}
 CELLS = {c.id: c for grid in ALL.values() for c in grid.cells()}
@@ -59,7 +59,7 @@ def test_dense_cells_come_first_and_nothing_twice(name):
             assert set(cell.tasks) <= set(cell.start.tasks)
             assert cell.start.start is None and cell.start.method == "dense"
         else:
-            assert cell.method == "dense"
+            assert cell.method == ("width" if cell.id in grid.against else "dense")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -112,6 +112,7 @@ CHANGED: dict[str, set[str]] = {
         "model.init_args.warmup",
     },
     "backbones": {LR},
+    "edge": {LR, "pruning.tasks"},
 }
 
 
@@ -126,7 +127,10 @@ def test_all_methods_of_one_seed_and_sparsity_have_one_recipe(name):
     for key, cells in groups.items():
         assert set(different(cells)) <= CHANGED[name], key
     starts = {(c.seed, c.start.id) for c in pruned_cells(name)}
-    models = len(grids.BACKBONES) if name == "backbones" else 1
+    models = {"backbones": len(grids.BACKBONES), "edge": None}.get(name, 1)
+    if models is None:
+        models = len({c.start.configs[2] for c in pruned_cells(name)})
+        starts = {s for s in starts if s[0] == 1}
     assert len(starts) == models * len({s for s, _ in starts}), "one dense model a seed"
 
 
@@ -322,7 +326,7 @@ def test_the_command_line_means_what_the_cell_says(name, tmp_path, monkeypatch):
     merged.write_text(yaml.safe_dump(cell.config))
     line = cell.argv(tmp_path / "records", tmp_path / "runs")
     rest = [part for part in line if part.startswith(("--init=", "--id=", "--out=", "--records="))]
-    found, expected = _config(_parsed(line)), _config(_parsed(["--config", str(merged), *rest]))
+    found, expected = _config(parsed(line)), _config(parsed(["--config", str(merged), *rest]))
     for config in (found, expected):
         config.pop("config", None)
     assert settled(found) == settled(expected)

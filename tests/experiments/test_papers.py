@@ -13,7 +13,7 @@ from experiments.cell import CONFIGS
 from experiments.papers import METHODS, RECIPES, SETS, grid, half
 from experiments.recipe import floor
 from experiments.rooms.layouts import write_layout
-from experiments.run import _config, _parsed
+from experiments.run import _config, parsed
 from tests.experiments.layout_rooms import write_source
 
 CASES = [(name, recipe, small) for name in SETS for recipe in RECIPES for small in (False, True)]
@@ -161,7 +161,7 @@ def test_every_kind_of_command_line_means_what_its_cell_says(name, recipe, small
     for method in ("dense", "cut", *(("cut-reference",) if recipe == "paper" else ("cut-plus",))):
         cell = found[method]
         line = [a for a in cell.argv(tmp_path, tmp_path) if not a.startswith("--init=")]
-        cli = _parsed([*line, f"--data.init_args.root={folder / name}", "--trainer.precision=32-true"])
+        cli = parsed([*line, f"--data.init_args.root={folder / name}", "--trainer.precision=32-true"])
         config = _config(cli)
         assert config["trainer"]["max_steps"] == cell.config["trainer"]["max_steps"]
         assert [t.name for t in cli.datamodule.tasks] == list(SETS[name].tasks)

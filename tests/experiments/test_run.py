@@ -10,7 +10,7 @@ import torch
 
 from cut import checkpoint
 from cut.records import read
-from experiments.run import _parsed, main, run
+from experiments.run import main, parsed, run
 from experiments.summary import print_table, rows
 from tests.test_configs import line
 
@@ -185,7 +185,7 @@ def test_snapshots_are_the_weights_before_an_epoch(folder):
     start = torch.load(out / "epoch-0.ckpt", weights_only=True)["state_dict"]
     end = torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
     assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
-    fresh = _parsed(arguments("dense", folder)).model.state_dict()
+    fresh = parsed(arguments("dense", folder)).model.state_dict()
     assert all(torch.equal(start[k], v) for k, v in fresh.items()), "epoch 0 is the initialisation"
 
 
@@ -198,7 +198,7 @@ def test_every_validated_epoch_has_test_metrics_and_the_last_ones_are_the_record
     for split, metrics in record.metrics.items():
         assert metrics == {k: record.history[-1][f"{split}/{k}"] for k in metrics}
     # Another look at the trained weights, by Lightning's own loop, finds the same.
-    cli = _parsed(arguments("dense", folder))
+    cli = parsed(arguments("dense", folder))
     cli.model.load_state_dict(torch.load(out / "last.ckpt", weights_only=True)["state_dict"])
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     for key, value in record.metrics["test"].items():

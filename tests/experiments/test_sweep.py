@@ -102,7 +102,7 @@ def test_a_failing_cell_is_reported_and_the_others_run(base, capsys):
     assert (base / "runs/failed.txt").read_text() == f"{bad}: {bad} shall fail\n"
     (base / f"fail-{bad}").unlink()
     assert stub.main(str(base)) == 0
-    assert noted(base) == {**dict.fromkeys(IDS, 1), bad: 2}
+    assert noted(base) == {**dict.fromkeys(IDS, 1), bad: 2} and not (base / "runs/failed.txt").exists()
 
 
 def test_what_depends_on_a_failed_dense_run_fails_with_the_reason(base, capsys):
@@ -277,6 +277,17 @@ def test_an_unknown_grid_is_refused(base, capsys):
     err = capsys.readouterr().err
     assert "no grid 'nothing'" in err and all(name in err for name in sweep.GRIDS)
     assert not list(base.iterdir())
+
+
+def test_dense_runs_that_would_quietly_begin_with_random_weights_are_refused(base, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep.weights, "find", lambda backbone, source: None)
+    auto = Cell(("model/mobilenetv2", "data/rooms", "pruning/dense"))
+    plain = Cell(("model/mobilenetv2", "data/rooms", "pruning/dense"), {"model.init_args.network.weights": None})
+    with pytest.raises(ValueError, match="mobilenetv2_100.*make weights.*--random-weights"):
+        sweep.check_weights([plain, auto])
+    sweep.check_weights([plain])
+    monkeypatch.setattr(sweep.weights, "find", lambda backbone, source: tmp_path)
+    sweep.check_weights([auto])
 
 
 @pytest.mark.parametrize("option", ["--workers=0", "--threads=0"])

@@ -1,0 +1,247 @@
+"""Delivery: the finished models of a table as files of every runtime and precision, measured.
+
+    python -m experiments.delivery edge
+
+takes the compact models that the sweep kept (``python -m experiments.sweep edge --keep``), exports each to ONNX Runtime
+and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones on the
+test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from cut import checkpoint, export
+from cut.data.base import MultiTaskData
+from cut.data.rooms import Rooms
+from cut.evaluation import evaluate_file
+from cut.executorch import export_executorch
+from cut.files import write_atomically
+from cut.latency import Timing, compare, ratio
+from cut.quantisation import quantise_onnx
+from cut.records import machine
+from experiments.cell import Cell
+from experiments.grid import Grid
+from experiments.grids import GRIDS
+from experiments.results import is_dense
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "experiments/records/delivery"
+CALIBRATION = 16  # training pictures
+TIMING: dict[str, Any] = {"threads": 1, "repeats": 60, "rounds": 6}
+SAME = 1e-3  # an exported file's outputs differ from PyTorch's by no more than this, relative to the largest
+
+
+@dataclass(frozen=True)
+class Form:
+    """One file of a model.
+
+    Attributes:
+        runtime: What ran it.
+        precision: ``"fp32"`` or ``"int8"``.
+        bytes: On disk.
+        latency_ms: Median for one picture.
+        latency_p95_ms: 95th percentile.
+        latency_ratio: Median over rounds of its share of the dense model's fp32 latency in the same runtime.
+        latency_low: The lowest of the rounds' shares.
+        latency_high: The highest.
+        peak_bytes: Of the process that ran it.
+        metrics: On test, of int8 files only: fp32 ones give the record's.
+    """
+
+    runtime: str
+    precision: str
+    bytes: int
+    latency_ms: float
+    latency_p95_ms: float
+    latency_ratio: float
+    latency_low: float
+    latency_high: float
+    peak_bytes: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """All files of one run's model.
+
+    Attributes:
+        run: The cell's id.
+        reference: Id of the dense run with the same kept tasks, whose files it was timed with.
+        forms: The files.
+        threads: Of the runtimes.
+        load: Processes that wanted to run in the minute before; an idle machine has less than about 0.3.
+        machine: Processor and versions.
+    """
+
+    run: str
+    reference: str
+    forms: tuple[Form, ...]
+    threads: int
+    load: float
+    machine: dict[str, Any]
+
+    def write(self, folder: str | Path) -> Path:
+        """Write ``<run>.json``, whole or not at all; returns its path."""
+        path = Path(folder) / f"{self.run}.json"
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+
+def read(path: str | Path) -> Delivery:
+    """What :meth:`Delivery.write` wrote.
+
+    Raises:
+        ValueError: If the file is no such JSON.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Delivery(**{**found, "forms": tuple(Form(**f) for f in found["forms"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no delivery: {error}") from error
+
+
+def collect(grid: Grid, folder: str | Path = FOLDER) -> dict[str, Delivery]:
+    """Id to delivery of the grid's cells that have one.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    paths = {c.id: Path(folder) / f"{c.id}.json" for c in grid.cells()}
+    return {name: read(path) for name, path in paths.items() if path.is_file()}
+
+
+def references(grid: Grid) -> dict[str, Cell]:
+    """Id of a cell to the dense cell with the same kept tasks that it is timed against, itself for a dense one."""
+    dense = {(_key(c, grid)): c for row in grid.rows for run in row.runs for c in run if is_dense(c) and c.start}
+    cells = [c for row in grid.rows for run in row.runs for c in run]
+    return {c.id: dense[_key(c, grid)] for c in cells if _key(c, grid) in dense}
+
+
+def _key(cell: Cell, grid: Grid) -> tuple[str, tuple[str, ...]]:
+    start = grid.against.get(cell.id, cell.start)
+    return start.id if start else "", tuple(cell.tasks)
+
+
+def files(model: Path, tasks: Sequence[str], data: MultiTaskData, int8: bool) -> dict[str, Path]:
+    """Export a compact model beside its folder; name (``"onnx-fp32"``, ...) to file. What is there is not made again.
+
+    Raises:
+        ValueError: If a file's outputs differ from the model's.
+    """
+    folder, network = model.parent, checkpoint.load(model)
+    pictures = [b["image"] for b in data.score_batches(1, CALIBRATION)]
+    image, meta = pictures[0][:1], checkpoint.read_metadata(model)
+    found = {"PyTorch-fp32": model, "onnx-fp32": folder / "compact.onnx", "pte-fp32": folder / "compact.pte"}
+    if int8:
+        found |= {"onnx-int8": folder / "int8.onnx", "pte-int8": folder / "int8.pte"}
+    makers = {
+        "onnx-fp32": lambda to: export.export_onnx(network, to, image, tasks=tasks, meta=meta),
+        "pte-fp32": lambda to: export_executorch(network, to, image, tasks=tasks, meta=meta),
+        "onnx-int8": lambda to: quantise_onnx(found["onnx-fp32"], to, pictures),
+        "pte-int8": lambda to: export_executorch(network, to, image, tasks=tasks, meta=meta, calibration=pictures),
+    }
+    for name, path in found.items():
+        if not path.exists():
+            makers[name](path)
+            if name.endswith("fp32"):
+                _same(path, network, pictures[0][:4])
+    return found
+
+
+def _same(path: Path, network: torch.nn.Module, image: torch.Tensor) -> None:
+    with torch.no_grad():
+        largest = {t: float(o.abs().max()) for t, o in network(image).items()}
+    worst = {t: d / largest[t] for t, d in export.parity(path, network, [image]).items()}
+    task = max(worst, key=lambda t: worst[t])
+    if worst[task] > SAME:
+        path.unlink()
+        raise ValueError(f"{path}: output {task!r} differs by {worst[task]:.1e} of its largest value; allowed: {SAME}")
+
+
+def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool = False) -> Delivery:
+    """Export, time and judge one run's model.
+
+    Args:
+        cell: The run.
+        reference: The dense run with the same kept tasks.
+        runs: Folder of the runs' folders, with the compact models in them.
+        int8: Whether int8 files are made and judged too.
+        progress: Show a bar for the timing.
+
+    Raises:
+        ValueError: If a model is not there, or a file differs from its model.
+    """
+    for one in (cell, reference):
+        if not (runs / one.id / "compact").is_dir():
+            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --keep")
+    data = Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
+    mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
+    dense = files(runs / reference.id / "compact", cell.tasks, data, False) if cell.id != reference.id else {}
+    size = list(data.score_batches(1, 1)[0]["image"].shape[-2:])
+    together = {**mine, **{f"dense-{name}": path for name, path in dense.items()}}
+    timed = compare(together, size=size, progress=progress, **TIMING)
+    forms = []
+    for name, path in mine.items():
+        kind, precision = name.split("-")
+        metrics = evaluate_file(path, data, tasks=cell.tasks) if precision == "int8" else {}
+        forms.append(_form(timed[name], timed.get(f"dense-{kind}-fp32", timed[f"{kind}-fp32"]), precision, metrics))
+    return Delivery(cell.id, reference.id, tuple(forms), TIMING["threads"], timed["onnx-fp32"].load, machine())
+
+
+def _form(timing: Timing, dense: Timing, precision: str, metrics: Mapping[str, float]) -> Form:
+    share = ratio(timing, dense)
+    return Form(
+        timing.runtime,
+        precision,
+        timing.bytes,
+        round(timing.median_ms, 4),
+        round(timing.p95_ms, 4),
+        round(share.median, 5),
+        round(share.low, 5),
+        round(share.high, 5),
+        timing.peak_bytes,
+        {k: round(v, 6) for k, v in metrics.items()},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what has a model and no delivery; 2 for bad input, 1 if a model is missing."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.delivery", description=__doc__.split("\n\n")[0])
+    parser.add_argument("grid", help=f"of {', '.join(GRIDS)}")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/rooms")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--int8", nargs="*", default=["cut-channels", "dense-longer"], help="methods with int8 files")
+    args = parser.parse_args(argv)
+    if args.grid not in GRIDS:
+        print(f"error: no grid {args.grid!r}; allowed: {', '.join(GRIDS)}", file=sys.stderr)
+        return 2
+    grid = GRIDS[args.grid]()
+    known, by_id = references(grid), {c.id: c for c in grid.cells()}
+    todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
+    left = 0
+    with Progress() as bar:
+        task = bar.add_task("delivery", total=len(todo))
+        for cell in todo:
+            bar.update(task, description=cell.id)
+            try:
+                int8 = cell.method in args.int8 and cell.seed == min(c.seed for c in by_id.values())
+                deliver(cell, known[cell.id], args.runs, int8).write(args.out)
+            except ValueError as error:
+                left += 1
+                bar.console.print(f"{cell.id}: {error}")
+            bar.advance(task)
+    return int(bool(left))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

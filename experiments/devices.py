@@ -1,0 +1,156 @@
+"""Devices: a grid's rows by runtime and precision, as its delivered files were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cut.files import write_atomically
+from experiments.delivery import FOLDER, Delivery, Form, collect
+from experiments.grid import Grid
+from experiments.render import caption, number
+from experiments.results import Records, delta, tidy
+from experiments.results import collect as collect_records
+from experiments.typeset import Table, Text, latex, markdown
+
+FORMS = ("runtime", "precision", "latency_ms", "latency_p95_ms", "latency_ratio", "latency_low", "latency_high")
+MEASURED = (*FORMS[2:], "file_bytes", "peak_bytes")
+MAIN = ("ONNX Runtime", "fp32")  # whose latency was aimed at
+OTHERS = (("ExecuTorch", "fp32"), ("PyTorch", "fp32"))
+INT8 = (("ONNX Runtime", "int8"), ("ExecuTorch", "int8"))
+Deliveries = Mapping[str, Delivery]
+
+
+def by_file(grid: Grid, records: Records, deliveries: Deliveries) -> pd.DataFrame:
+    """The tidy frame with a row per runtime and precision.
+
+    Args:
+        grid: The table.
+        records: Id of a cell to its record.
+        deliveries: Id of a cell to what was measured on its files; a row without any has one line without a runtime.
+
+    Returns:
+        The columns of :func:`experiments.results.tidy`, with :data:`FORMS`, ``file_bytes`` and ``peak_bytes`` behind
+        ``seeds``. Means over the seeds that were delivered. Delta_m and metrics of int8 files are
+        those that they gave themselves.
+    """
+    frame = tidy(grid, records)
+    lines: list[dict[str, Any]] = []
+    for row, (_, line) in zip(grid.rows, frame.iterrows(), strict=True):
+        found: dict[tuple[str, str], list[tuple[str, Form]]] = {}
+        for run in row.runs:
+            for form in deliveries[run[0].id].forms if len(run) == 1 and run[0].id in deliveries else ():
+                found.setdefault((form.runtime, form.precision), []).append((run[0].id, form))
+        plain: dict[str, Any] = {str(k): v for k, v in line.items()}
+        lines += [{**plain, **_measured(forms, grid, records)} for forms in found.values()] or [plain]
+    columns = list(frame.columns)
+    at = columns.index("seeds") + 1
+    columns[at:at] = [*FORMS, "file_bytes", "peak_bytes"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _measured(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -> dict[str, Any]:
+    """One runtime and precision of a row, over its seeds."""
+    first = forms[0][1]
+    values = [{**vars(f), "file_bytes": f.bytes} for _, f in forms]
+    line: dict[str, Any] = {"runtime": first.runtime, "precision": first.precision}
+    line |= {k: float(np.mean([v[k] for v in values])) for k in MEASURED}
+    if any(f.metrics for _, f in forms):
+        line |= _own_metrics(forms, grid, records)
+    return line
+
+
+def _own_metrics(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -> dict[str, Any]:
+    """Metrics and Delta_m that files gave themselves, in place of the record's."""
+    starts = {c.id: grid.against.get(c.id, c.start) for row in grid.rows for run in row.runs for c in run}
+    changes = []
+    for name, form in forms:
+        dense = starts[name]
+        reference = records[dense.id].metrics["test"] if dense is not None and dense.id in records else {}
+        better = records[name].higher_is_better if name in records else {}
+        own = {k: v for k, v in form.metrics.items() if k in better}
+        changes.append(delta(own, reference, better))
+    found: dict[str, Any] = {"delta_m": float(np.mean(changes)), "delta_m_std": math.nan, "seeds": len(forms)}
+    found |= {"delta_m_bounded": math.nan, "delta_m_vs_longer": math.nan}
+    for key in forms[0][1].metrics:
+        found |= {key: float(np.mean([f.metrics[key] for _, f in forms])), f"{key}_std": math.nan}
+    return found
+
+
+def table(grid: Grid, files: pd.DataFrame, backbone: str, tasks: str) -> Table:
+    """One backbone and selection: a row per method and latency, with all runtimes and precisions beside each other."""
+    part = files[(files["backbone"] == backbone) & (files["tasks"] == tasks)]
+    head = ["method", "aim", "seeds", "Δm %", "params M", "MMACs", "MB", "ms", "of dense"]
+    head += [f"{runtime} of dense" for runtime, _ in OTHERS]
+    head += ["int8 Δm %", "int8 MB", "int8 ms", "int8 .pte Δm %", "int8 .pte MB", "int8 .pte ms"]
+    body = []
+    for kind, rows in part.groupby(["method", "latency", "sparsity"], sort=False, dropna=False):
+        method, latency, sparsity = str(kind[0]), float(kind[1]), float(kind[2])  # type: ignore[index,arg-type]
+        by = {(r["runtime"], r["precision"]): r for _, r in rows.iterrows()}
+        main = by.get(MAIN, rows.iloc[0])
+        spread = "" if math.isnan(main["delta_m_std"]) else f" ± {number(main['delta_m_std'])}"
+        own = method if latency < 1 or method == "dense-longer" else f"{method} ({sparsity:.0%} of weights)"
+        cells = [own, f"{latency:g}", str(int(main["seeds"])), number(main["delta_m"]) + spread]
+        cells += [number(main["params"] / 1e6), number(main["macs"] / 1e6, 1), number(main["file_bytes"] / 1e6)]
+        cells += [number(main["latency_ms"], 1), number(main["latency_ratio"])]
+        cells += [number(by[k]["latency_ratio"]) if k in by else "-" for k in OTHERS]
+        for key in INT8:
+            one = by.get(key)
+            shown = ("delta_m", 1), ("file_bytes", 1e6), ("latency_ms", 1)
+            cells += ["-"] * 3 if one is None else [number(one[k] / scale) for k, scale in shown]
+        body.append([Text(c) for c in cells])
+    return Table(f"{grid.title}: {backbone}, {tasks.replace('+', ', ')}", head, body, 1)
+
+
+def tables(grid: Grid, files: pd.DataFrame) -> list[Table]:
+    """One table per backbone and selection, in the order of the grid."""
+    kinds = files[["backbone", "tasks"]].drop_duplicates().to_numpy().tolist()
+    return [table(grid, files, str(b), str(t)) for b, t in kinds]
+
+
+def how(deliveries: Deliveries) -> str:
+    """How the files were measured, for the caption."""
+    if not deliveries:
+        return "No file is measured yet."
+    processors = sorted({d.machine["processor"] for d in deliveries.values()})
+    load = max(d.load for d in deliveries.values())
+    threads = sorted({d.threads for d in deliveries.values()})
+    return (
+        "MB, ms and of dense: the exported fp32 file, ONNX Runtime; of dense: median over rounds, timed in turns with "
+        f"the dense model's file of the same runtime; {', '.join(map(str, threads))} thread, {', '.join(processors)}, "
+        f"load at most {load:.1f}. int8: calibrated on training pictures, first seed."
+    )
+
+
+def write(grid: Grid, records: str | Path, out: str | Path, folder: str | Path = FOLDER) -> list[Path]:
+    """Write ``<grid>.md``, ``.csv`` (:func:`by_file`) and ``.tex``, each whole or not at all.
+
+    Args:
+        grid: The table.
+        records: Folder of records.
+        out: Folder of tables.
+        folder: Folder of deliveries.
+
+    Raises:
+        ValueError: If a record or a delivery is damaged.
+    """
+    found, deliveries = collect_records(grid, records), collect(grid, folder)
+    files = by_file(grid, found, deliveries)
+    said = f"{caption(grid, found)} {how(deliveries)}"
+    parts = [f"# {grid.title}", said]
+    for one in tables(grid, files):
+        parts += [f"## {one.title.removeprefix(grid.title + ': ')}", markdown(one).rstrip("\n")]
+    contents = {
+        "md": "\n\n".join(parts) + "\n",
+        "csv": files.round(6).to_csv(index=False),
+        "tex": "\n".join(latex(t, said.replace("**", "")) for t in tables(grid, files)),
+    }
+    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomically(path, content)
+    return paths

@@ -1,0 +1,162 @@
+"""Edge: models cut to latencies of a device, by CUT and by its rivals under one recipe.
+
+Whole channels, attention heads and neurons go. How many multiply-accumulates may stay, so that the exported file takes
+a share of the dense model's time, is measured once per method (:mod:`experiments.shapes`) and read from
+``configs/recipe/latency.yaml``; what the finished models take is measured again (:mod:`experiments.delivery`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from experiments.cell import CONFIGS, Cell
+from experiments.grid import Grid, Row
+from experiments.recipe import FIRST_RATE, KEPT, RATE, SEEDS, dense, pruned
+
+LATENCIES = (0.75, 0.5, 0.35)
+SELECTIONS: tuple[tuple[str, ...], ...] = (("seg", "depth"), KEPT)
+METHODS = ("cut-channels", "group-taylor", "group-norm")
+WIDTH = "width"
+ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written for
+# Seeds of each model, and the epochs of its dense training where they are not the recipe's.
+MODELS: dict[str, tuple[int, ...]] = {"mobilenetv2": SEEDS[:2], "resnet18": SEEDS[:2], "vit_small": SEEDS[:1]}
+EPOCHS = {"resnet18": 15, "vit_small": 15}
+# The ViT also learns a task with one label per picture, and is also cut by single weights.
+VIT = "vit_small"
+VIT_TASKS = ("seg", "normal", "depth", "edge", "scene")
+WITH_SCENE = (*KEPT, "scene")
+WEIGHTS = (0.7, 0.9)
+PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
+Shares = Mapping[str, Mapping[str, Mapping[str, Mapping[float, float]]]]
+
+
+@cache
+def shares() -> Shares:
+    """Model to kept tasks (``seg+depth``) to method to latency to the share of MACs, or the width, that meets it."""
+    return dict(yaml.safe_load((CONFIGS / "recipe/latency.yaml").read_text()) or {})
+
+
+def start(model: str, seed: int) -> Cell:
+    """The dense run that models are cut from."""
+    settings: dict[str, Any] = {"trainer.max_epochs": EPOCHS[model]} if model in EPOCHS else {}
+    if model == VIT:
+        settings["data.init_args.tasks"] = list(VIT_TASKS)
+    return dense(seed, model, settings)
+
+
+def selections(model: str) -> tuple[tuple[str, ...], ...]:
+    """The sets of kept tasks."""
+    return (*SELECTIONS, WITH_SCENE) if model == VIT else SELECTIONS
+
+
+def cut(method: str, share: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
+    """A model cut by whole units until this share of the multiply-accumulates stays, and fine-tuned."""
+    settings = {"pruning.budget.init_args.target": share, "pruning.rounding": ROUNDING, **_data(model)}
+    return pruned(method, None, seed, tasks, start(model, seed), FIRST_RATE, model, settings)
+
+
+def kept(model: str, tasks: Sequence[str], seed: int) -> Cell:
+    """The dense model with the kept tasks only, trained for as many more steps: what latencies are shares of."""
+    return pruned("dense-longer", None, seed, tasks, start(model, seed), model=model, settings=_data(model))
+
+
+def scaled(width: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
+    """The model with every layer narrowed, trained from random weights for all steps that a cut model has had."""
+    begun = start(model, seed)
+    per_epoch = PICTURES // BATCH
+    epochs = int(begun.config["trainer"]["max_epochs"]) + math.ceil(STEPS / per_epoch)
+    settings = {
+        **begun.settings,
+        "method": WIDTH,
+        "data.init_args.tasks": list(tasks),
+        "model.init_args.width": width,
+        "model.init_args.network.weights": None,
+        "trainer.max_epochs": epochs,
+        "trainer.check_val_every_n_epoch": epochs,
+    }
+    return Cell(begun.configs, settings)
+
+
+def _data(model: str) -> dict[str, Any]:
+    return {"data.init_args.tasks": list(VIT_TASKS)} if model == VIT else {}
+
+
+def wanted() -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Model, kept tasks and method of everything that is cut to latencies."""
+    for model in MODELS:
+        for tasks in selections(model):
+            yield from ((model, tasks, m) for m in (*METHODS, WIDTH))
+
+
+def edge_grid() -> Grid:
+    """CUT, Torch-Pruning's importances and narrower networks at the same latencies."""
+    rows: list[Row] = []
+    against: dict[str, Cell] = {}
+    unknown = 0
+    for model, seeds in MODELS.items():
+        for tasks in selections(model):
+            rows.append(Row("dense-longer", tuple((kept(model, tasks, s),) for s in seeds), {"latency": 1.0}))
+            for method in (*METHODS, WIDTH):
+                found = shares().get(model, {}).get("+".join(tasks), {}).get(method, {})
+                unknown += sum(latency not in found for latency in LATENCIES)
+                for latency in (x for x in LATENCIES if x in found):
+                    make = scaled if method == WIDTH else _of(method)
+                    cells = [make(found[latency], model, tasks, s) for s in seeds]
+                    rows.append(Row(method, tuple((c,) for c in cells), {"latency": latency}))
+                    if method == WIDTH:
+                        against |= {c.id: start(model, s) for c, s in zip(cells, seeds, strict=True)}
+    for sparsity in WEIGHTS:
+        cell = pruned("cut", sparsity, 1, WITH_SCENE, start(VIT, 1), model=VIT, settings=_data(VIT))
+        rows.append(Row("cut", ((cell,),), {"latency": 1.0}))
+    note = "latency: the share of the dense model's that was aimed at, one picture, one thread, ONNX Runtime."
+    if unknown:
+        note += f" {unknown} shapes are not measured yet (python -m experiments.shapes)."
+    return Grid("edge", "Delta_m at equal latency", tuple(rows), against=against, note=note, by_file=True)
+
+
+REDUCE = "pruning.units.init_args.reduce"
+PER_LAYER = {"class_path": "cut.scores.PerLayer", "init_args": {"scorer": {"class_path": "cut.scores.Sensitivity"}}}
+# What was tried for a cut of channels, one change at a time on CUT: a config, and options on top.
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "nothing": (METHODS[0], {}),
+    "mean within a unit": (METHODS[0], {REDUCE: "mean"}),
+    "sum per multiply-accumulate": (METHODS[0], {REDUCE: "per_mac"}),
+    "normalised by layer": (METHODS[0], {"pruning.scorer": PER_LAYER}),
+    "normalised by layer, mean": (METHODS[0], {"pruning.scorer": PER_LAYER, REDUCE: "mean"}),
+    "squared scores": (METHODS[0], {"pruning.scorer.init_args.accumulate": "squared"}),
+    "signed scores": (METHODS[0], {"pruning.scorer.init_args.accumulate": "signed"}),
+    "mean of scores": (METHODS[0], {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
+    "union": (METHODS[0], {"pruning.fusion.init_args.share": 0.0}),
+    "no rounding": (METHODS[0], {"pruning.rounding": 1}),
+    "no floor": (METHODS[0], {"pruning.floor": 0.0}),
+    "floor 20 %": (METHODS[0], {"pruning.floor": 0.2}),
+    "reconstruction": (METHODS[0], {"pruning.reconstruct": 8}),
+    "4 rounds": (METHODS[0], {"pruning.rounds": 4}),
+    "reconstruction in 4 rounds": (METHODS[0], {"pruning.reconstruct": 8, "pruning.rounds": 4}),
+    "learning rate 3e-4": (METHODS[0], {RATE: 3e-4}),
+    "learning rate 3e-3": (METHODS[0], {RATE: 3e-3}),
+    "Torch-Pruning's Taylor": ("group-taylor", {}),
+    "Torch-Pruning's norm": ("group-norm", {}),
+    "random": ("random-channels", {}),
+}
+HALF = 0.4  # of the multiply-accumulates: about half of the latency
+
+
+def channels_grid() -> Grid:
+    """One change at a time on a cut of channels, seed 1: what the score of a unit should be."""
+    rows = []
+    for change, (method, options) in CHANGES.items():
+        settings = {"pruning.budget.init_args.target": HALF, "pruning.rounding": ROUNDING, **options}
+        cell = pruned(method, None, 1, KEPT, rate=FIRST_RATE, settings=settings)
+        rows.append(Row(method, ((cell,),), {"change": change}, level=1 - HALF))
+    note = f"Seed 1; {1 - HALF:.0%} of the multiply-accumulates are removed, which is what the column says."
+    return Grid("channels", "One change at a time on a cut of channels", tuple(rows), split="val", note=note)
+
+
+def _of(method: str) -> Any:
+    return lambda share, model, tasks, seed: cut(method, share, model, tasks, seed)

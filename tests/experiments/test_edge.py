@@ -1,0 +1,170 @@
+"""The table of models cut to latencies: its cells, and how its rows are told by runtime and precision."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from cut.records import machine
+from experiments import delivery, devices, edge
+from experiments.delivery import Delivery, Form
+from experiments.grid import Grid, Row
+from tests.experiments.grid_records import by_id, cell, dense_cell, record
+
+SHARES = {
+    "mobilenetv2": {
+        "seg+depth": {
+            "cut-channels": {0.75: 0.6, 0.5: 0.35, 0.35: 0.2},
+            "group-norm": {0.5: 0.3},
+            "width": {0.5: 0.55},
+        }
+    }
+}
+
+
+@pytest.fixture
+def grid(monkeypatch):
+    monkeypatch.setattr(edge, "shares", lambda: SHARES)
+    return edge.edge_grid()
+
+
+def of(grid, method, latency, tasks="seg+depth", model="mobilenetv2"):
+    """The row's cells, one a seed."""
+    rows = [r for r in grid.rows if r.method == method and r.variant["latency"] == latency]
+    (row,) = [r for r in rows if "+".join(r.runs[0][0].tasks) == tasks and r.runs[0][0].configs[2] == f"model/{model}"]
+    return [run[0] for run in row.runs]
+
+
+def test_cells_have_the_shares_that_were_measured(grid):
+    for latency, share in SHARES["mobilenetv2"]["seg+depth"]["cut-channels"].items():
+        cells = of(grid, "cut-channels", latency)
+        assert [c.seed for c in cells] == [1, 2]
+        for one in cells:
+            assert one.config["pruning"]["budget"] == {
+                "class_path": "cut.limits.MACs",
+                "init_args": {"target": share},
+            }
+            assert one.config["pruning"]["rounding"] == edge.ROUNDING
+    assert of(grid, "group-norm", 0.5)[0].target == 0.3
+
+
+def test_shapes_without_a_measurement_are_counted_not_shown(grid):
+    planned = sum(len(edge.LATENCIES) for _ in edge.wanted())
+    shown = sum(r.variant["latency"] < 1 for r in grid.rows)
+    assert shown == 5 and f"{planned - 5} shapes are not measured" in grid.note
+
+
+def test_rivals_have_the_recipe_of_cut(grid):
+    ours, rival = of(grid, "cut-channels", 0.5)[0].config, of(grid, "group-norm", 0.5)[0].config
+    for part in ("trainer", "data", "model", "seed_everything"):
+        assert ours[part] == rival[part]
+    for option in ("floor", "rounding", "batches", "tasks"):
+        assert ours["pruning"].get(option) == rival["pruning"].get(option)
+
+
+def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
+    one = of(grid, "width", 0.5)[0]
+    begun = edge.start("mobilenetv2", 1)
+    per_epoch = edge.PICTURES // edge.BATCH
+    steps = one.config["trainer"]["max_epochs"] * per_epoch
+    total = begun.config["trainer"]["max_epochs"] * per_epoch + edge.STEPS
+    assert total <= steps < total + per_epoch
+    assert one.start is None and one.tasks == ["seg", "depth"]
+    assert one.config["model"]["init_args"]["width"] == 0.55
+    assert one.config["model"]["init_args"]["network"]["weights"] is None
+    assert grid.against[one.id].id == begun.id
+    assert one.config["model"]["init_args"]["optimizer"] == begun.config["model"]["init_args"]["optimizer"]
+
+
+def test_every_cut_is_timed_against_the_dense_model_with_the_same_tasks(grid):
+    known = delivery.references(grid)
+    for name in ("cut-channels", "group-norm", "width"):
+        for one in of(grid, name, 0.5):
+            reference = known[one.id]
+            assert reference.method == "dense-longer" and reference.tasks == one.tasks
+            assert reference.seed == one.seed
+    dense = of(grid, "dense-longer", 1.0)[0]
+    assert known[dense.id].id == dense.id
+
+
+# What is told.
+
+
+def form(runtime="ONNX Runtime", precision="fp32", latency=5.0, share=0.5, metrics=None):
+    return Form(
+        runtime, precision, 2_000_000, latency, 1.2 * latency, share, share - 0.1, share + 0.1, 10**8, metrics or {}
+    )
+
+
+def delivered(of, *forms):
+    return Delivery(of.id, "reference", tuple(forms), 1, 0.1, machine())
+
+
+def small():
+    cells = [cell("cut-channels", target=0.4, seed=s, tasks=("seg", "depth")) for s in (1, 2)]
+    rows = (Row("cut-channels", tuple((c,) for c in cells), {"latency": 0.5}),)
+    records = by_id(*(record(dense_cell(s)) for s in (1, 2)), *(record(c, {"seg/miou": 0.9}) for c in cells))
+    return Grid("edge", "Edge", rows, by_file=True), cells, records
+
+
+def test_a_line_per_runtime_and_precision_with_means_over_seeds():
+    grid, cells, records = small()
+    own = {"seg/miou": 0.2, "seg/pixel_acc": 0.8, "depth/rel": 0.2}
+    deliveries = {
+        cells[0].id: delivered(cells[0], form(latency=4.0, share=0.4), form("ExecuTorch", "int8", metrics=own)),
+        cells[1].id: delivered(cells[1], form(latency=6.0, share=0.6)),
+    }
+    found = devices.by_file(grid, records, deliveries)
+    assert list(zip(found["runtime"], found["precision"], strict=True)) == [
+        ("ONNX Runtime", "fp32"),
+        ("ExecuTorch", "int8"),
+    ]
+    first, second = found.iloc[0], found.iloc[1]
+    assert first["latency_ms"] == pytest.approx(5.0) and first["latency_ratio"] == pytest.approx(0.5)
+    assert first["latency_p95_ms"] == pytest.approx(6.0) and first["seeds"] == 2
+    # seg/miou at 0.9 of the dense one: a quarter of that change, of two metrics and two tasks.
+    assert first["delta_m"] == pytest.approx(-10 / 2 / 2)
+    # The int8 file's own numbers: seg/miou 0.2 of 0.4.
+    assert second["delta_m"] == pytest.approx(-50 / 2 / 2) and second["seeds"] == 1
+    assert second["seg/miou"] == 0.2 and math.isnan(second["delta_m_std"])
+
+
+def test_a_row_that_was_not_delivered_has_one_line_without_a_runtime():
+    grid, _, records = small()
+    found = devices.by_file(grid, records, {})
+    assert len(found) == 1 and found["runtime"].isna().all() and np.isfinite(found["delta_m"].iloc[0])
+
+
+def test_the_page_tells_both_runtimes_and_int8(tmp_path):
+    grid, cells, records = small()
+    for one in records.values():
+        one.write(tmp_path / "records")
+    metrics = {"seg/miou": 0.2, "seg/pixel_acc": 0.8, "depth/rel": 0.2}
+    delivered(
+        cells[0],
+        form(latency=4.0, share=0.41),
+        form("ExecuTorch", share=0.37),
+        form(precision="int8", metrics=metrics),
+    ).write(tmp_path / "delivery")
+    paths = devices.write(grid, tmp_path / "records", tmp_path / "out", tmp_path / "delivery")
+    page = paths[0].read_text()
+    (line,) = [x for x in page.splitlines() if x.startswith("| cut-channels")]
+    cells_of = [c.strip() for c in line.strip("|").split("|")]
+    assert cells_of[:4] == ["cut-channels", "0.5", "2", "-2.50 ± 0.00"]
+    assert "0.41" in cells_of and "0.37" in cells_of and "-12.50" in cells_of
+    head = paths[1].read_text().splitlines()[0].split(",")
+    assert {"runtime", "precision", "latency_ms", "latency_p95_ms", "latency_ratio"} <= set(head)
+    assert r"\toprule" in paths[2].read_text()
+
+
+def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):
+    _, cells, _ = small()
+    one = delivered(cells[0], form(metrics={"seg/miou": 0.2}))
+    path = one.write(tmp_path)
+    assert delivery.read(path) == one
+    for text in ("{", "[]", json.dumps({"run": "x"}), path.read_text().replace("latency_ms", "latency")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(path.name)):
+            delivery.read(path)

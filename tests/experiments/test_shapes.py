@@ -1,0 +1,73 @@
+"""Shapes that are fast enough: what is searched, what is written, and that masks are those of the runs."""
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from cut.limits import MACs
+from cut.pruning import Pruning
+from experiments import edge, shapes
+from experiments.run import parsed
+from experiments.shapes import main, masks, searched
+
+
+def test_a_search_for_every_latency_and_one_that_cannot_be_met_left_out(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def find(method, model, tasks, seed, runs):
+        asked.append((method, model, seed))
+
+        def measure(target, options):
+            assert target.unit == "x" and options["key"]["method"] == method
+            if target.value < 0.4:
+                raise ValueError("cannot be met")
+            return target.value / 2
+
+        return measure
+
+    monkeypatch.setattr(shapes, "_cut", find)
+    found = searched("cut-channels", "resnet18", ("seg", "depth"), tmp_path, tmp_path)
+    assert found == {0.75: 0.375, 0.5: 0.25} and asked == [("cut-channels", "resnet18", 1)]
+    assert "cannot be met" in capsys.readouterr().err
+
+
+def test_the_file_grows_by_what_was_not_known(monkeypatch, tmp_path):
+    known = {"mobilenetv2": {"seg+depth": {"cut-channels": {0.5: 0.3}}}}
+    monkeypatch.setattr(edge, "shares", lambda: known)
+    asked = []
+
+    def stub(method, model, tasks, *rest, **options):
+        asked.append((method, model, tuple(tasks)))
+        return {0.5: 0.4}
+
+    monkeypatch.setattr(shapes, "searched", stub)
+    out = tmp_path / "latency.yaml"
+    assert main(["--out", str(out), "--only", "mobilenet", "--runs", str(tmp_path)]) == 0
+    written = yaml.safe_load(out.read_text())
+    assert ("cut-channels", "mobilenetv2", ("seg", "depth")) not in asked
+    assert {m for _, m, _ in asked} == {"mobilenetv2"}
+    assert written["mobilenetv2"]["seg+depth"]["cut-channels"] == {0.5: 0.3}
+    assert written["mobilenetv2"]["seg+normal+depth"]["width"] == {0.5: 0.4}
+
+
+@pytest.mark.slow
+def test_masks_of_the_search_are_those_of_the_run(tmp_path):
+    cell = edge.cut("cut-channels", 0.5, "mobilenetv2", ("seg", "depth"), 1)
+    line = [*cell.argv(tmp_path / "records", tmp_path), "--trainer.logger=false", "--pruning.batches=1"]
+    cli = parsed(line)
+    (tmp_path / cell.start.id).mkdir()
+    torch.save({"state_dict": cli.model.state_dict(), "record": "x"}, tmp_path / cell.start.id / "last.ckpt")
+    _, mask_of, image = masks(cell, tmp_path)
+    assert image.shape[1:] == (3, 96, 128)
+    pruning = next(c for c in cli.trainer.callbacks if isinstance(c, Pruning))
+    assert isinstance(pruning.budget, MACs) and pruning.budget.target == 0.5
+    trainer: Trainer = cli.trainer
+    pruning.batches = 6
+    trainer.fit_loop.max_epochs = 0
+    cli.model.select(cell.tasks)
+    trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    pruning.prune(trainer, cli.model)
+    mine = mask_of(0.5)
+    assert set(mine) == set(pruning.mask)
+    assert all(torch.equal(mine[n], pruning.mask[n].cpu()) for n in mine)
