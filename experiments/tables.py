@@ -16,6 +16,7 @@ from pathlib import Path
 from cut.files import write_atomically
 from cut.records import Record, read
 from experiments import devices, render
+from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.summary import rows
 from experiments.timing import timed
@@ -107,6 +108,11 @@ def readme(text: str) -> str:
     return replaced(text, "rooms", render.summary(GRIDS["rooms"](), ROOT / "experiments/records/rooms"))
 
 
+def write(grid: Grid, records: Path, out: Path) -> list[Path]:
+    """Write a grid's pages, by file where its rows are told so; see :func:`experiments.render.write`."""
+    return (devices if grid.by_file else render).write(grid, records, out)
+
+
 def _demo(folder: Path, out: Path) -> None:
     """The demo's table on its page, and the README's tables."""
     write_atomically(out / "demo.md", f"# `make demo`\n\n{comparison(*records(folder))}")
@@ -126,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.grid is None:
             _demo(folder, args.out)
         elif args.grid in GRIDS:
-            grid = GRIDS[args.grid]()
-            (devices if grid.by_file else render).write(grid, folder, args.out)
+            write(GRIDS[args.grid](), folder, args.out)
         else:
             raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     except ValueError as error:

@@ -10,8 +10,7 @@ import cut
 from experiments import papers, published
 from experiments.findings import rendered
 from experiments.grids import GRIDS
-from experiments.render import write
-from experiments.tables import readme
+from experiments.tables import readme, write
 from tests.small_networks import Cnn, trained
 from tests.test_reference import LOSSES, batches
 

@@ -69,7 +69,7 @@ class Evil:
         lambda c: c[: len(c) // 2],
         lambda c: c[:200] + bytes([c[200] ^ 1]) + c[201:],
         lambda c: whole(b"nothing"),
-        lambda c: whole(pickle.dumps(Evil())),
+        lambda c: whole(pickle.dumps(Evil(), 2)),
         lambda c: whole(saved({"format": "cut snapshot 1", "key": {}, "sections": Evil()})),
         lambda c: whole(saved({"format": "another", "key": {}, "sections": {}})),
         lambda c: whole(saved([1, 2])),
