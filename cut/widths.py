@@ -21,6 +21,7 @@ from cut.removal import without
 from cut.slots import Group
 from cut.units import find_groups
 
+MULTIPLE = 8  # of channels, as in timm's models of other widths
 _SIDE = 64  # pixels: every stage of a CNN of stride 32 has a map of more than one position
 
 

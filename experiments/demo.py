@@ -1,8 +1,8 @@
 """The demo: a dense multi-task model, a compact one for the chosen tasks, two rivals, an ONNX file and a page.
 
 ``make demo [TASKS="seg normal depth"] [SPARSITY=0.9]``. One more row cuts whole channels, to half of the
-multiply-accumulates: a model that is really smaller and faster in any runtime. What is done is not done again; after Ctrl-C the same
-command goes on.
+multiply-accumulates: a model that is really smaller and faster in any runtime. What is done is not done again; after
+Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations

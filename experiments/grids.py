@@ -67,6 +67,7 @@ def rooms_grid() -> Grid:
 
 DISTILLATION = {"class_path": "cut.distillation.Distillation"}
 ITERATIVE = {"class_path": "cut.schedules.Iterative", "init_args": {"rounds": 3, "every": 1, "final_sparsity": 0.95}}
+GRADUAL = {"class_path": "cut.schedules.Gradual", "init_args": {"start": 0, "end": 3}}
 # What was tried for cut-plus, one change at a time on CUT: a config, and options on top.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": ("cut", {}),
@@ -99,6 +100,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "cut-plus, mean of scores": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
     "cut-plus, union": ("cut-plus", {"pruning.fusion.init_args.share": 0.0}),
     "cut-plus, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
+    "cut-plus, gradual": ("cut-plus", {"pruning.schedule": GRADUAL, "pruning.rounds": 2}),
+    "cut-plus, gradual, distillation": (
+        "cut-plus",
+        {"pruning.schedule": GRADUAL, "pruning.rounds": 2, "trainer.callbacks": [DISTILLATION]},
+    ),
     "cut-plus, small towers": ("cut-plus", {"trainer.callbacks": [{"class_path": "cut.towers.SmallTowers"}]}),
 }
 

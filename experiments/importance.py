@@ -8,12 +8,10 @@ value is put on one entry that only its unit owns, so that the sum over a unit's
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 from torch_pruning.pruner.importance import (
     GroupHessianImportance,
@@ -24,6 +22,7 @@ from torch_pruning.pruner.importance import (
 
 from cut.attention import is_plain
 from cut.compact import keep_tasks
+from cut.coupling import dependency_graph
 from cut.decomposition import (
     Inputs,
     Loss,
@@ -155,19 +154,6 @@ def accumulate_gradients(
             torch.distributed.all_reduce(parameter.grad)
         if not torch.isfinite(parameter.grad).all():
             raise ValueError(f"the gradient of parameter {name!r} holds a number that is not finite")
-
-
-def dependency_graph(network: nn.Module, example: Tensor) -> Any:
-    """Torch-Pruning's dependency graph of a network that returns ``{task: Tensor}``."""
-    with warnings.catch_warnings(), no_trace(network):
-        warnings.simplefilter("ignore")
-        # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
-        return torch_pruning.DependencyGraph().build_dependency(
-            network,
-            example,
-            forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
-            verbose=False,
-        )
 
 
 def unit_values(graph: Any, network: nn.Module, group: Group, importance: Importance) -> Tensor:

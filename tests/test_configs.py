@@ -6,12 +6,13 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from experiments import recipe
+from experiments import edge, recipe
 from experiments.run import parsed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RATES = CONFIGS / "recipe/rates.yaml"  # numbers by method and sparsity, not options
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {RATES})
+SHAPES = CONFIGS / "recipe/latency.yaml"  # numbers by model, tasks, method and latency
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {RATES, SHAPES})
 GROUPS = {
     "data": {"data"},
     "model": {"model"},
@@ -45,6 +46,17 @@ def test_rates_are_of_methods_and_of_the_three_values():
     assert set(found) <= {p.stem for p in (CONFIGS / "pruning").glob("*.yaml")}
     assert {r for by_sparsity in found.values() for r in by_sparsity.values()} <= set(recipe.RATES)
     assert all(0 <= s < 1 for by_sparsity in found.values() for s in by_sparsity)
+
+
+def test_shapes_are_of_methods_models_and_latencies_of_the_table():
+    wanted = {(model, "+".join(tasks), method) for model, tasks, method in edge.wanted()}
+    for model, by_tasks in (yaml.safe_load(SHAPES.read_text()) or {}).items():
+        for tasks, by_method in by_tasks.items():
+            assert {(model, tasks, method) for method in by_method} <= wanted
+            for shares in by_method.values():
+                assert set(shares) <= set(edge.LATENCIES) and all(0 < s <= 1 for s in shares.values())
+                ordered = [shares[x] for x in sorted(shares)]
+                assert ordered == sorted(ordered), "more time, more multiply-accumulates"
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "pruning").glob("*.yaml")))

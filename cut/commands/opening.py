@@ -126,7 +126,7 @@ def _from_folder(name: str) -> tuple[Any, Path, dict[str, Any]]:
 def _from_lightning(path: Path) -> nn.Module:
     """The network in a checkpoint that a Lightning trainer wrote of our module."""
     from cut.network import MultiTaskNet
-    from cut.widths import narrowed, picture_size
+    from cut.widths import MULTIPLE, narrowed, picture_size
 
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -139,7 +139,7 @@ def _from_lightning(path: Path) -> nn.Module:
         level = [t for t, w in last.items() if w.ndim == 2]
         network = MultiTaskNet.from_spec({"outputs": outputs, "image_level": level, "config": config})
         if (width := stored["hyper_parameters"].get("width", 1.0)) < 1:
-            network = narrowed(network, width, picture_size(network))
+            network = narrowed(network, width, picture_size(network), multiple=MULTIPLE)
         network.load_state_dict(state)
     except Exception as error:  # unpickling and loading fail in many ways
         reason = " ".join(str(error).split())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cut.records import machine
-from experiments import delivery, devices, edge
+from experiments import delivery, devices, edge, figures, plots
 from experiments.delivery import Delivery, Form
 from experiments.grid import Grid, Row
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
@@ -168,3 +168,16 @@ def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(path.name)):
             delivery.read(path)
+
+
+def test_figures_against_latency_and_size_have_a_line_per_method(monkeypatch):
+    grid, cells, records = small()
+    deliveries = {c.id: delivered(c, form(latency=4.0 + i, share=0.4), form("PyTorch")) for i, c in enumerate(cells)}
+    monkeypatch.setattr(delivery, "collect", lambda grid: deliveries)
+    for x in ("latency_ratio", "file_bytes"):
+        figure = figures._delivered(x)(grid, records)
+        (axes,) = figure.axes
+        assert axes.get_legend_handles_labels()[1] == ["cut-channels"]
+        assert axes.get_xlabel() == plots.AXES[x][0]
+    monkeypatch.setattr(delivery, "collect", lambda grid: {})
+    assert figures._delivered("file_bytes")(grid, records) is None

@@ -113,6 +113,7 @@ CHANGED: dict[str, set[str]] = {
     },
     "backbones": {LR},
     "edge": {LR, "pruning.tasks"},
+    "channels": {LR, "pruning.floor"},
 }
 
 

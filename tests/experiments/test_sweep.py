@@ -283,7 +283,7 @@ def test_dense_runs_that_would_quietly_begin_with_random_weights_are_refused(bas
     monkeypatch.setattr(sweep.weights, "find", lambda backbone, source: None)
     auto = Cell(("model/mobilenetv2", "data/rooms", "pruning/dense"))
     plain = Cell(("model/mobilenetv2", "data/rooms", "pruning/dense"), {"model.init_args.network.weights": None})
-    with pytest.raises(ValueError, match="mobilenetv2_100.*make weights.*--random-weights"):
+    with pytest.raises(ValueError, match=r"mobilenetv2_100.*make weights.*--random-weights"):
         sweep.check_weights([plain, auto])
     sweep.check_weights([plain])
     monkeypatch.setattr(sweep.weights, "find", lambda backbone, source: tmp_path)

@@ -1,0 +1,207 @@
+"""Poll: neighbours vote on what a new task needs of the pre-trained model.
+
+A unit's vote is the weighted share of the neighbours whose masks keep it; equal votes are ordered by a second key of
+the new task. That is one ranking of all units, so one pass serves every size, and a smaller sub-network lies within a
+larger one. See :mod:`cut.neighbours` for where the neighbours come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cut.fusion import FUSED, Ranking, Vote, percentiles
+from cut.scores import Scores
+
+HeadRank = Literal["apart", "joint"]
+_ONE = 0x3F800000  # the bits of 1.0: from there on, consecutive integers are increasing finite floats
+
+
+class Neighbour(str):
+    """A key of scores that names a neighbour and carries what its vote needs through all that maps scores by key.
+
+    Attributes:
+        weight: Of its vote.
+        whole: Whether its mask cuts whole units, so that a unit with any weight left is a kept one.
+        soft: Whether its values are 1 - percentile instead of a mask's 0 and 1.
+        order: What neighbours are sorted by, so that no name or order of files matters.
+    """
+
+    weight: float
+    whole: bool
+    soft: bool
+    order: str
+
+    def __new__(cls, name: str, weight: float = 1.0, whole: bool = False, soft: bool = False, order: str = "") -> Any:
+        """A key of this text."""
+        made = super().__new__(cls, name)
+        made.weight, made.whole, made.soft, made.order = weight, whole, soft, order
+        return made
+
+
+def votes(entries: Mapping[str, Scores], weights: Mapping[str, float], share: float | None = None) -> dict[str, Tensor]:
+    """The vote on every unit, float64; larger = more wanted.
+
+    Args:
+        entries: Neighbour to parameter (or group) name to a value in [0, 1], 1 = kept.
+        weights: Neighbour to the weight of its vote, above 0; they need not sum to 1.
+        share: None: the weighted mean of the values, which for masks is the chance that a neighbour keeps the unit.
+            Else the largest value that neighbours of at least this share of the weight reach, which for percentiles is
+            CUT's vote (:mod:`cut.fusion`).
+
+    Returns:
+        Name to votes. Neighbours that have no value for a name do not count there.
+    """
+    names = sorted({n for per in entries.values() for n in per})
+    result = {}
+    for name in names:
+        mine = [k for k in entries if name in entries[k]]
+        stacked = torch.stack([entries[k][name].double() for k in mine])
+        column = torch.tensor([weights[k] for k in mine], dtype=torch.float64, device=stacked.device)
+        column = (column / column.sum()).view(-1, *[1] * (stacked.dim() - 1))
+        if share is None:
+            result[name] = (stacked * column).sum(0)
+        else:
+            values, order = stacked.sort(0, descending=True)
+            reached = column.expand_as(stacked).gather(0, order).cumsum(0) >= share - 1e-9
+            reached[-1] = True  # whatever rounding says
+            result[name] = values.gather(0, reached.to(torch.uint8).argmax(0, keepdim=True))[0]
+    return result
+
+
+def ordered(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = None) -> Scores:
+    """One score for every unit, no two alike: by the first key, then the second, then the index.
+
+    Args:
+        first: Name to values, larger = better.
+        second: Likewise, of the same names; None for none.
+
+    Returns:
+        Name to float32; only their order has a meaning, so they must not be summed.
+
+    Example:
+        >>> s = ordered({"w": torch.tensor([1.0, 2.0, 1.0])}, {"w": torch.tensor([3.0, 0.0, 4.0])})["w"]
+        >>> s.sort(descending=True).indices.tolist()
+        [1, 2, 0]
+    """
+    names = sorted(first)
+    flat = torch.cat([first[n].flatten().double() for n in names])
+    order = torch.arange(len(flat), device=flat.device)
+    if second is not None:
+        ties = torch.cat([second[n].flatten().double() for n in names]).to(flat.device)
+        order = ties.sort(descending=True, stable=True).indices
+    order = order[flat[order].sort(descending=True, stable=True).indices]
+    place = torch.empty(len(flat), dtype=torch.int32, device=flat.device)
+    # Plain places would not all fit the 24 bits of a float32; its bit patterns, which are ordered like it, do.
+    place[order] = torch.arange(_ONE + len(flat) - 1, _ONE - 1, -1, dtype=torch.int32, device=flat.device)
+    parts = place.view(torch.float32).split([first[n].numel() for n in names])
+    return {n: part.view(first[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
+def score_mask(
+    entries: Mapping[str, Scores],
+    weights: Mapping[str, float],
+    tie: Mapping[str, Tensor] | None = None,
+    share: float | None = None,
+) -> Scores:
+    """The score mask: one ranking of all units by the neighbours' vote, equal votes by a second key.
+
+    Args:
+        entries: See :func:`votes`.
+        weights: Likewise.
+        tie: Name to the second key, larger = better; None breaks ties by index.
+        share: See :func:`votes`.
+
+    Returns:
+        Name to float32, see :func:`ordered`.
+    """
+    return ordered(votes(entries, weights, share), tie)
+
+
+class Poll:
+    """The fusion of :class:`SimilarTasks`: neighbours vote, the new task's own scores break ties and rank its head.
+
+    Units that no neighbour knows (the new head's) have no votes. They get what a neighbour's own head would have got:
+    the best of them by the new task's scores count as kept, as large a share as the neighbour keeps of what it knows;
+    or, where neighbours vote by percentiles, their own percentiles.
+
+    Scores without a neighbour are fused by CUT's vote, so that the same fusion serves the cuts after a first one.
+
+    Args:
+        share: See :func:`votes`; for a neighbour's vote by mask None is the natural choice.
+        tie: Whether the new task's scores break ties; else the index does.
+        head: Whether units that no neighbour knows are ranked among themselves (``"apart"``) or among all that the new
+            task uses (``"joint"``, as CUT does).
+
+    Raises:
+        ValueError: For a share outside [0, 1] or another ``head``.
+    """
+
+    def __init__(self, share: float | None = None, tie: bool = True, head: HeadRank = "apart") -> None:
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"vote share {share}; allowed: None (the mean vote) or 0 to 1")
+        if head not in get_args(HeadRank):
+            raise ValueError(f"head {head!r}; allowed: {', '.join(map(repr, get_args(HeadRank)))}")
+        self.share, self.tie, self.head = share, tie, head
+
+    def __call__(self, scores: Mapping[str, Scores]) -> Ranking:
+        """The ranking by vote, then by the new task's own scores, then by index.
+
+        A value below zero marks a unit that is cut already; it comes after all others.
+        """
+        neighbours = sorted(
+            (k for k in scores if isinstance(k, Neighbour) and scores[k]), key=lambda k: (-k.weight, k.order, str(k))
+        )
+        own = {k: per for k, per in scores.items() if not isinstance(k, Neighbour) and per}
+        chosen = Vote(0.5 if self.share is None else self.share)
+        if not neighbours:
+            return chosen(own)
+        known = {n for k in neighbours for n in scores[k]}
+        ballots: dict[str, Scores] = {k: _ballot(scores[k], k) for k in neighbours}
+        ranks = chosen(own).values() if own else {}
+        new = [n for n in ranks if n not in known]
+        if self.head == "apart" and new:
+            apart = {t: {n: s for n, s in per.items() if n not in known} for t, per in own.items()}
+            ranks |= chosen({t: per for t, per in apart.items() if per}).values()
+        for key in neighbours:
+            density = _density(ballots[key])
+            soft = _is_soft(key, scores[key])
+            for name in new:
+                ballots[key][name] = 1 - ranks[name] if soft else (ranks[name] <= density).double()
+        first = votes(ballots, {k: k.weight for k in neighbours}, self.share)
+        gone = _gone(scores)
+        first = {n: v.masked_fill(gone[n], -1.0) if n in gone else v for n, v in first.items()}
+        ties = {n: -ranks[n] if n in ranks else torch.full_like(v, -2.0) for n, v in first.items()}
+        return Ranking({FUSED: ordered(first, ties if self.tie else None)})
+
+
+def _is_soft(key: Neighbour, values: Scores) -> bool:
+    """Whether a neighbour votes by percentiles: as asked, or of masks over weights whose units are counted."""
+    reduced = all(v.dim() == 1 for v in values.values())  # units are; weights have rows and columns
+    return key.soft or (reduced and not key.whole)
+
+
+def _ballot(values: Scores, key: Neighbour) -> Scores:
+    """A neighbour's values in [0, 1] of weights or, reduced within them, of units."""
+    if not all(v.dim() == 1 for v in values.values()):
+        return {n: v.double().clamp_min(0) for n, v in values.items()}
+    if key.whole and not key.soft:
+        return {n: (v > 0).double() for n, v in values.items()}
+    return {n: 1 - q for n, q in percentiles(values).items()}
+
+
+def _density(ballot: Scores) -> float:
+    """The share that a ballot keeps."""
+    return sum(float(v.sum()) for v in ballot.values()) / max(1, sum(v.numel() for v in ballot.values()))
+
+
+def _gone(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """Units with a score below zero: they are cut already."""
+    found: dict[str, Tensor] = {}
+    for per in scores.values():
+        for name, value in per.items():
+            found[name] = (found[name] | (value < 0)) if name in found else value < 0
+    return found
