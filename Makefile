@@ -25,9 +25,9 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 RUN ?= 1
 
 help: ## Show this list
-	@printf "  make %-12s %s\n" table-NAME "Run what table NAME lacks, then render it (RUN=0: render only); NAME: $(TABLES)"
-	@printf "  make %-12s %s\n" table-SET "The tables of a published set, DATA=/path, or SMOKE=1 for a reduced run on a stand-in; SET: $(PAPERS)"
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@printf "  make %-13s %s\n" table-NAME "Run what table NAME lacks, then render it (RUN=0: render only); NAME: $(TABLES)"
+	@printf "  make %-13s %s\n" table-SET "The tables of a published set, DATA=/path, or SMOKE=1 for a reduced run on a stand-in; SET: $(PAPERS)"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Build .venv with everything that test and demo need
 

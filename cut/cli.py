@@ -7,9 +7,9 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from cut.commands import bench, compact, data, export, fit, info, predict, prune
+from cut.commands import bench, compact, data, export, fit, info, newtask, predict, prune
 
-COMMANDS = (fit, prune, compact, export, predict, bench, info, data)
+COMMANDS = (fit, prune, newtask, compact, export, predict, bench, info, data)
 DESCRIPTION = "Cut a multi-task vision model down to the tasks a device needs."
 EPILOG = """MODEL is one of
   a folder          that holds a model of ours: a run, or what fit, prune and compact write

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rich.progress import Progress
-
 from cut.cost import Latency, size_on_disk, summary
 from cut.runtime import kind
 
@@ -91,6 +89,8 @@ def compare(
     Raises:
         ValueError: If there are no files, a number is out of range, or a file cannot be opened; the message names it.
     """
+    from rich.progress import Progress  # not needed by who only loads a model
+
     _check(files, threads, warmup, repeats, rounds)
     load = os.getloadavg()[0]
     job = {"threads": threads, "warmup": warmup, "builder": builder, "size": list(size) if size else None}

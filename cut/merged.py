@@ -132,5 +132,5 @@ class MergedStart(Callback):
 
 
 def _copy(network: torch.nn.Module) -> dict[str, Tensor]:
-    """The network's state, as tensors of its own."""
-    return {n: v.detach().clone() for n, v in network.state_dict().items()}
+    """The network's state on the CPU, as tensors of its own."""
+    return {n: v.detach().cpu().clone() for n, v in network.state_dict().items()}

@@ -4,8 +4,8 @@ All functions are pure and work on states, ``{name: Tensor}``. What a training c
 *task vector*; a rule makes one change of all of them, and the merged state is ``theta_0 + scale x change``. At scale 0
 that is the start. Only entries of floating point are merged; others (a norm's counter) are those of the start.
 
-Rules: the average; the sum, which is task arithmetic (arXiv 2212.04089); TIES (arXiv 2306.01708). The scale is chosen on
-validation data only, by :func:`choose_scale`. The baselines in this form are those of arXiv 2310.04742.
+Rules: the average; the sum, which is task arithmetic (arXiv 2212.04089); TIES (arXiv 2306.01708): the baselines that
+arXiv 2310.04742 compares itself with. The scale is chosen on validation data only, by :func:`choose_scale`.
 """
 
 from __future__ import annotations
@@ -226,8 +226,12 @@ def merge_then_cut(
     """Merge the models, then cut what came out.
 
     Args:
+        start: See :func:`merge`, as for all but ``cut``.
+        models: Task to its state.
+        rule: How the changes become one.
         cut: The merged state to a mask, True = kept.
-        start, models, rule, scale, averaged: See :func:`merge`.
+        scale: Of the change.
+        averaged: Names that are averaged whatever the rule.
 
     Returns:
         The cut state and its mask.
@@ -253,9 +257,13 @@ def cut_then_merge(
     masks keep the size.
 
     Args:
-        masks: Task to its mask, of the same tasks as ``models``.
+        start: See :func:`merge`, as for all but ``masks`` and ``combine``.
+        models: Task to its state.
+        masks: Task to its mask, of the same tasks.
+        rule: How the changes become one.
+        scale: Of the change.
         combine: What the merged model keeps.
-        start, models, rule, scale, averaged: See :func:`merge`.
+        averaged: Names that are averaged whatever the rule.
 
     Returns:
         The cut state and its mask.

@@ -1,9 +1,10 @@
 """Modulators: a frozen filter bank for all tasks, followed by a small map of each task's own (arXiv 2007.12540).
 
-A convolution ``y = W x + b`` becomes a bank ``W_s`` (frozen, shared) and a modulator ``W_t`` (a 1x1 convolution, one per
-task): ``y = W_t (W_s x) + b_t``. With the response initialisation ``W_s = U' W`` and ``W_t = U`` (``U'`` the transpose),
-where the columns of ``U`` are the principal directions of the convolution's outputs; ``U`` is square and orthogonal, so
-the network's function is unchanged at the start. Rows of ``W_t`` are weight-normalised; norms are each task's own.
+A convolution ``y = W x + b`` becomes a bank ``W_s`` (frozen, shared) and a modulator ``W_t`` (a 1x1 convolution, one
+per task): ``y = W_t (W_s x) + b_t``. With the response initialisation ``W_s = U' W`` and ``W_t = U`` (``U'`` the
+transpose), where the columns of ``U`` are the principal directions of the convolution's outputs; ``U`` is square and
+orthogonal, so the network's function is unchanged at the start. Rows of ``W_t`` are weight-normalised; norms are each
+task's own.
 
 For a device with a single task :meth:`cut.variants.VariantNet.plain` multiplies ``W_t`` into the bank: then it costs
 nothing.
@@ -255,8 +256,8 @@ def _check_unchanged(before: MultiTaskNet, after: VariantNet, batch: Any) -> Non
 class ResponseModulators(Callback):
     """Train with :func:`modulated` convolutions instead of a common backbone; bank and shared layers are frozen.
 
-    The plain network of a :class:`cut.model.MultiTaskModel` is replaced when fitting is set up, from the weights that it
-    has then. It needs no budget.
+    The plain network of a :class:`cut.model.MultiTaskModel` is replaced when fitting is set up, from the weights that
+    it has then. It needs no budget.
 
     Args:
         batches: Scoring batches for the response initialisation.

@@ -91,7 +91,7 @@ def ordered(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = N
     flat = torch.cat([first[n].flatten().double() for n in names])
     order = torch.arange(len(flat), device=flat.device)
     if second is not None:
-        ties = torch.cat([second[n].flatten().double() for n in names]).to(flat.device)
+        ties = torch.cat([second[n].flatten() for n in names]).to(flat.device)
         order = ties.sort(descending=True, stable=True).indices
     order = order[flat[order].sort(descending=True, stable=True).indices]
     place = torch.empty(len(flat), dtype=torch.int32, device=flat.device)
@@ -161,8 +161,10 @@ class Poll:
             return chosen(own)
         known = {n for k in neighbours for n in scores[k]}
         ballots: dict[str, Scores] = {k: _ballot(scores[k], k) for k in neighbours}
-        ranks = chosen(own).values() if own else {}
-        new = [n for n in ranks if n not in known]
+        new = sorted({n for per in own.values() for n in per} - known)
+        # Percentiles take a sort, and a single task's raw scores break ties as well as they do.
+        several = len(own) > 1 and self.tie
+        ranks = chosen(own).values() if several or (new and self.head == "joint") else {}
         if self.head == "apart" and new:
             apart = {t: {n: s for n, s in per.items() if n not in known} for t, per in own.items()}
             ranks |= chosen({t: per for t, per in apart.items() if per}).values()
@@ -174,8 +176,12 @@ class Poll:
         first = votes(ballots, {k: k.weight for k in neighbours}, self.share)
         gone = _gone(scores)
         first = {n: v.masked_fill(gone[n], -1.0) if n in gone else v for n, v in first.items()}
-        ties = {n: -ranks[n] if n in ranks else torch.full_like(v, -2.0) for n, v in first.items()}
-        return Ranking({FUSED: ordered(first, ties if self.tie else None)})
+        if not (self.tie and own):
+            return Ranking({FUSED: ordered(first)})
+        second = {n: -q for n, q in ranks.items()} if several else next(iter(own.values()))
+        # What a neighbour knows and the new task does not use comes last among equals.
+        ties = {n: second[n] if n in second else torch.full_like(v, -torch.inf) for n, v in first.items()}
+        return Ranking({FUSED: ordered(first, ties)})
 
 
 def _is_soft(key: Neighbour, values: Scores) -> bool:

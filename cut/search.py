@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.progress import Progress
-
 from cut.files import write_atomically
 from cut.latency import compare, ratio
 
@@ -103,6 +101,8 @@ def search(
     Raises:
         ValueError: If a number is out of range, or the smallest model is too slow; the message says how slow.
     """
+    from rich.progress import Progress  # not needed by who only loads a model
+
     _check(highest, lowest, tolerance, resolution, most)
     notes = _Notes(measure, cache, {"target unit": target.unit, **(key or {})})
     with Progress(transient=True, disable=not progress) as bar:

@@ -164,8 +164,8 @@ def settle(network: VariantNet) -> None:
 class TaskSharing(Callback):
     """Train with :func:`shared` layers instead of a common backbone; at the end of the training the gates are final.
 
-    The plain network of a :class:`cut.model.MultiTaskModel` is replaced when fitting is set up, from the weights that it
-    has then. It needs no budget: how many layers stay open follows from the penalty.
+    The plain network of a :class:`cut.model.MultiTaskModel` is replaced when fitting is set up, from the weights that
+    it has then. It needs no budget: how many layers stay open follows from the penalty.
 
     Args:
         penalty: Weight of :func:`penalty` in the loss.
@@ -173,17 +173,30 @@ class TaskSharing(Callback):
         start: First value of the scores.
         threshold: A layer is open from this score on.
         norms: Whether each task has norms of its own.
+        speed: The scores move so many times as far as the optimiser's step: at a fine-tuning's learning rate an
+            adaptive optimiser would need more steps than a short recovery has to bring a score from start to threshold.
     """
 
     def __init__(
-        self, penalty: float = 0.3, warmup: int = 2, start: float = 0.15, threshold: float = 0.1, norms: bool = True
+        self,
+        penalty: float = 0.3,
+        warmup: int = 2,
+        start: float = 0.15,
+        threshold: float = 0.1,
+        norms: bool = True,
+        speed: float = 10.0,
     ) -> None:
-        if penalty < 0 or warmup < 0:
-            raise ValueError(f"penalty={penalty}, warmup={warmup}; allowed: at least 0")
+        if penalty < 0 or warmup < 0 or speed <= 0:
+            raise ValueError(
+                f"penalty={penalty}, warmup={warmup}, speed={speed}; allowed: penalty and warmup of at least 0, "
+                "a speed above 0"
+            )
         if not 0 < threshold <= start:
             raise ValueError(f"start={start}, threshold={threshold}; allowed: 0 < threshold <= start (all layers open)")
         self.penalty, self.warmup, self.norms = penalty, warmup, norms
         self.start, self.threshold = start, threshold
+        self.speed = speed
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
         self._module: Any = None
         self._trainer: Any = None
 
@@ -202,6 +215,19 @@ class TaskSharing(Callback):
         """Begin to add the penalty."""
         self._trainer = trainer
         self._module.extras.append(self.loss)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember where the scores are."""
+        scores = [d.score for s in _sharings(self._module.network).values() for d in s.each() if d.score is not None]
+        self._before = [(s, s.detach().clone()) for s in scores]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lengthen the optimiser's step on the scores."""
+        with torch.no_grad():
+            for score, before in self._before:
+                score.copy_(before + self.speed * (score - before))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the gates final, unless the training was stopped before its end."""

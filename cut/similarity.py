@@ -267,7 +267,7 @@ def _features(newcomer: Newcomer, entry: Entry) -> Tensor:
         handles = [m.register_forward_hook(lambda _, args, out: catch(out)) for m in layers]
     found = []
     try:
-        with no_trace(model), torch.no_grad():
+        with running(model), no_trace(model), torch.no_grad():
             for batch in newcomer.batches:
                 functional_call(model, masked, ((newcomer.inputs or network_input)(batch),))
                 found.append(_pooled(caught[0]))

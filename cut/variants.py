@@ -123,6 +123,15 @@ class VariantNet(MultiTaskNet):
             outputs[task] = out
         return outputs
 
+    def train(self, mode: bool = True) -> VariantNet:
+        """Set the mode; norms that tasks share stay in eval mode, as their statistics are part of what is frozen."""
+        super().train(mode)
+        if any(not len(self._variant(t).norms) for t in self.variants):
+            for module in self.backbone.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+        return self
+
     def _variant(self, task: str) -> Variant:
         found = self.variants[task]
         assert isinstance(found, Variant)

@@ -19,7 +19,7 @@ from cut.commands.source import Source, few, zeros_of
 from cut.decomposition import Loss, Owners, forward, kept_parameters, network_input, owners
 from cut.executorch import export_executorch
 from cut.export import export_onnx
-from cut.fusion import Vote
+from cut.fusion import Fusion, Vote
 from cut.limits import Bytes, MACs, Together, UnitBudget
 from cut.masks import make_mask
 from cut.objectives import moved
@@ -46,6 +46,7 @@ class Job:
         plan: The units, None when single weights are cut.
         cut: What is cut already.
         facts: Bytes of the facts that are saved with the model, which count in a budget of bytes.
+        fusion: How voters agree; None = the vote share of the options.
     """
 
     args: argparse.Namespace
@@ -57,6 +58,7 @@ class Job:
     plan: Plan | None
     cut: Mask | None
     facts: int = 0
+    fusion: Fusion | None = None
 
     @property
     def parameters(self) -> int:
@@ -72,7 +74,7 @@ class Job:
         """
         args = self.args
         common: dict[str, Any] = {
-            "fusion": Vote(args.share),
+            "fusion": self.fusion or Vote(args.share),
             "floor_share": floor_of(args),
             "cut": self.cut,
         }

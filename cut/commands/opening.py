@@ -98,6 +98,45 @@ def fresh(backbone: str, data: str | None, tasks: list[str] | None, seed: int) -
     return Source(backbone, network, names, image, facts(module, names), None, _of_module(module, names))
 
 
+def with_new_head(name: str, task: str, data: str | None, seed: int, labels: bool = False) -> Source:
+    """A folder's network with a fresh head for a task that it does not have; its other heads stay.
+
+    Args:
+        name: As for :func:`open_source`, a folder or a checkpoint.
+        task: The new task, one of the data set's.
+        data: As for :func:`open_source`.
+        seed: Of the data; the head starts from torch's own random state.
+        labels: Whether the other tasks' labels are needed too.
+
+    Raises:
+        ValueError: If the network has the task already or is cut, or the data have no such labels.
+    """
+    from cut.network import MultiTaskNet
+
+    network, path, meta = _from_folder(name)
+    known = list(network.heads)
+    if CUT in meta:
+        raise ValueError(f"{name} is cut already; a new task starts from the dense pre-trained model")
+    if task in known:
+        raise ValueError(f"--task {task}: the model has this task already; cut prune cuts it for known tasks")
+    module = data_module(data or ROOMS, [task, *(known if labels else [])], seed)
+    mine = {t.name: t for t in module.tasks}
+    spec = network.spec()
+    spec["outputs"] = {**spec["outputs"], task: mine[task].channels}
+    spec["image_level"] = [*spec["image_level"], *([] if mine[task].dense else [task])]
+    grown = MultiTaskNet.from_spec(spec)
+    try:
+        grown.load_state_dict(network.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{name} is no dense model: {' '.join(str(error).split())[:200]}") from error
+    found = _of_module(module, list(mine))
+    for other in known:  # what belongs to which task is seen with any loss
+        found.objectives.setdefault(other, Objective(lambda output, _: output.float().mean()))
+    source = Source(name, grown.eval(), [task], torch.empty(0), facts(module, [task]), path, found)
+    source.example = found.score(1)[0]["image"][:4]
+    return source
+
+
 def model_folder(path: Path) -> Path:
     """Where a folder's model file is: in it, or, in a run's folder, in ``compact``.
 

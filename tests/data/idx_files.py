@@ -14,7 +14,7 @@ NAMES = {
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as an IDX file."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", n) for n in array.shape)
-    return header + bytes(int(v) for v in array.ravel())
+    return header + array.tobytes()
 
 
 def write_set(folder: Path, seed: int, counts: tuple[int, int] = (120, 40)) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -34,9 +34,9 @@ def write_set(folder: Path, seed: int, counts: tuple[int, int] = (120, 40)) -> d
     return found
 
 
-def write_sets(root: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Both sets below a root, not of the same size."""
+def write_sets(root: Path, times: int = 1) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Both sets below a root, not of the same size, and so many times larger."""
     return {
-        "fashion-mnist": write_set(root / "fashion-mnist", 1),
-        "mnist": write_set(root / "mnist", 2, (150, 50)),
+        "fashion-mnist": write_set(root / "fashion-mnist", 1, (120 * times, 40 * times)),
+        "mnist": write_set(root / "mnist", 2, (150 * times, 50 * times)),
     }

@@ -15,7 +15,7 @@ COUNTS = {"fashion-mnist": (16, 5), "mnist": (16, 5), "both": (18, 5), "cifar100
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     root = tmp_path_factory.mktemp("sets")
-    return root, write_sets(root)
+    return root, write_sets(root, 6)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -145,12 +145,12 @@ def test_missing_sets_and_classes_are_named(tmp_path):
 
 
 def write_cifar(root):
-    """100 classes, six training pictures and one test picture each, byte by byte; returns them by file."""
+    """100 classes, 20 training pictures and one test picture each, byte by byte; returns them by file."""
     (root / cifar.FOLDER).mkdir(parents=True)
     random, written = np.random.default_rng(0), {}
-    for file, each in (("train", 6), ("test", 1)):
+    for file, each in (("train", 20), ("test", 1)):
         written[file] = []
-        content = b""
+        content = bytearray()
         for number in range(100 * each):
             label = number % 100
             name = cifar.CLASSES[label]
@@ -175,7 +175,7 @@ def test_cifar_by_superclass(tmp_path):
         item = data.splits["test"][0, index]
         assert np.array_equal(picture(item["image"], data.mean, data.std), original)
         assert torch.equal(item["cifar-3"], torch.tensor(label))
-    assert len(data.splits["train"]) + len(data.splits["val"]) == 30
+    assert len(data.splits["train"]) + len(data.splits["val"]) == 100
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_cifar_by_superclass(tmp_path):
         (lambda content: content[:-1], "expected a multiple of 3074"),
         (lambda content: b"", "0 bytes"),
         (lambda content: b"\x07" + content[1:], "picture 0 has superclass 7, class 0"),
-        (lambda content: content[:3075] + b"\xc8" + content[3076:], "picture 1 has superclass 0, class 200"),
+        (lambda content: content[:3075] + b"\xc8" + content[3076:], "picture 1 has superclass 1, class 200"),
     ],
 )
 def test_damaged_cifar_is_named(change, message, tmp_path):

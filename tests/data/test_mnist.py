@@ -81,7 +81,7 @@ def test_missing_files_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("CUT_DATA", str(tmp_path))
     assert cache() == tmp_path
     for split in SPLITS:
-        with pytest.raises(ValueError, match="no file .*fashion-mnist.*make fashion-mnist fetches Fashion-MNIST"):
+        with pytest.raises(ValueError, match=r"no file .*fashion-mnist.*make fashion-mnist fetches Fashion-MNIST"):
             read(GARMENTS, split)
     with pytest.raises(ValueError, match="no split 'dev'; allowed: train, val, test"):
         read(GARMENTS, "dev")
@@ -170,7 +170,7 @@ def test_packages_are_taken_apart(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="could not be fetched: Error -3"):
         fetching.fetch(GARMENTS, tmp_path / "cache", [fetching.from_package])
     deb = packed({}, "w")
-    with pytest.raises(ValueError, match="the package holds no ./usr/share"):
+    with pytest.raises(ValueError, match=r"the package holds no \./usr/share"):
         fetching.fetch(GARMENTS, tmp_path / "cache", [fetching.from_package])
 
 

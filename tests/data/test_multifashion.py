@@ -1,5 +1,7 @@
 """Multi-Fashion+MNIST: a garment and a digit in one picture, checked pixel by pixel."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from idx_files import write_sets
 
 from cut.data.batch import check_batch, picture
 from cut.data.multifashion import MultiFashion, overlay, pairs
+from experiments.run import parsed
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = {"garment": "fashion-mnist", "digit": "mnist"}
 
 
@@ -127,3 +131,14 @@ def test_refuses(options, message):
 def test_without_the_sets_it_says_how_to_get_them(tmp_path):
     with pytest.raises(ValueError, match="make fashion-mnist"):
         MultiFashion(tmp_path).setup()
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("multifashion", {"garment": 10, "digit": 10}), ("labelgroups", {"fashion-0": 3})]
+)
+def test_the_config_builds_a_model_for_its_tasks_before_there_are_pictures(name, outputs, tmp_path):
+    parts = ("trainer/default", f"data/{name}", "model/small_cnn", "pruning/cut")
+    configs = [part for n in parts for part in ("--config", str(CONFIGS / f"{n}.yaml"))]
+    cli = parsed([*configs, f"--out={tmp_path}", f"--data.init_args.root={tmp_path}"])
+    found = cli.model.eval()(torch.zeros(2, 3, 36, 36))
+    assert {task: tuple(output.shape) for task, output in found.items()} == {t: (2, n) for t, n in outputs.items()}
