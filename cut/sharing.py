@@ -179,12 +179,12 @@ class TaskSharing(Callback):
 
     def __init__(
         self,
-        penalty: float = 0.3,
+        penalty: float = 0.01,
         warmup: int = 2,
         start: float = 0.15,
         threshold: float = 0.1,
         norms: bool = True,
-        speed: float = 10.0,
+        speed: float = 3.0,
     ) -> None:
         if penalty < 0 or warmup < 0 or speed <= 0:
             raise ValueError(
