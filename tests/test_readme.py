@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import cut
+from cut.cli import main as cut_main
+from cut.cost import size_on_disk
+from cut.records import read
 from experiments import papers, published
 from experiments.findings import rendered
 from experiments.grids import GRIDS
@@ -80,3 +83,15 @@ def test_the_files_it_names_exist():
         re.findall(r"`((?:cut|configs|experiments)/[\w/.]+)`", README)
     )
     assert named and all((ROOT / n).exists() for n in named), [n for n in named if not (ROOT / n).exists()]
+
+
+@pytest.mark.parametrize("method", ["cut", "cut-channels"])
+def test_the_committed_models_are_those_of_the_records(method, tmp_path):
+    folder = ROOT / "experiments/records/demo"
+    (record,) = [r for r in map(read, folder.glob("*.json")) if r.method == method]
+    model = folder / "models" / method
+    assert size_on_disk(model) == record.cost["compact"]["bytes"] < 4e6
+    assert sum(p.numel() for p in cut.load(model).parameters()) == record.cost["compact"]["params"]
+    out = tmp_path / "seen.png"
+    assert cut_main(["predict", str(model), str(ROOT / "docs/images/room.jpg"), "--out", str(out)]) == 0
+    assert out.is_file()
