@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from cut.decomposition import Inputs, Loss, owners, prunable
 from cut.fusion import percentiles
 from cut.modelfile import SPEC, is_shape, read_spec, read_tensors, write
-from cut.records import commit
 from cut.scores import Scores
 from cut.selection import Mask
 
@@ -216,6 +215,8 @@ class Library:
                 than the library's (the message holds both hashes).
             OSError: If it cannot be written; nothing of it is left then.
         """
+        from cut.records import commit  # brings pandas, which who only loads a model need not have
+
         kept = {n: m.detach().cpu() for n, m in sorted(mask.items())}
         names = sorted(set(kept if names is None else names))
         _check_mask(kept, names)

@@ -142,7 +142,7 @@ def cosine(first: Scores, second: Scores) -> float:
     """The cosine between two sets of tensors of the same names, each taken as one vector; NaN if one is zero.
 
     Example:
-        >>> cosine({"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([-2.0, -2.0])})
+        >>> cosine({"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([-3.0, -4.0])})
         -1.0
     """
     product = sum(float((first[n].double() * second[n].double()).sum()) for n in first)

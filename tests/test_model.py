@@ -109,7 +109,7 @@ def test_a_checkpoint_knows_its_network_but_no_tasks(data, tmp_path):
     run.fit(model, data)
     run.save_checkpoint(tmp_path / "m.ckpt")
     saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["hyper_parameters"]
-    assert set(saved) == {"network", "schedule", "warmup", "interval", "families", "channels_last"}
+    assert set(saved) == {"network", "schedule", "warmup", "interval", "families", "channels_last", "width"}
     again = MultiTaskModel.load_from_checkpoint(tmp_path / "m.ckpt", tasks=data.tasks, weights_only=True)
     assert again.network.config == NetworkConfig("vit_tiny_patch16_224", head_width=8, img_size=(32, 32))
     assert again.schedule == "cosine"
