@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cut.decomposition import no_trace
+from cut.dependency import dependency_graph
 from cut.reach import alive_inputs
 
 Removal = dict[tuple[str, str], set[int]]  # (module name, "in" | "out") -> channels to remove
@@ -55,28 +55,18 @@ def remove_dead_channels(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _plan(model: nn.Module, example: Tensor, alive: Mapping[str, Tensor]) -> Iterator[Removal]:
     """One removal per group of coupled layers, in the original's channel numbers."""
-    import torch_pruning  # heavy, and needed nowhere else
-
     names = {id(m): n for n, m in model.named_modules()}
     shared = shared_parameters(model)
     taken: Removal = defaultdict(set)
-    with warnings.catch_warnings(), no_trace(model):
-        warnings.simplefilter("ignore")
-        # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            model,
-            example,
-            forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
-            verbose=False,
-        )
-        for group in graph.get_all_groups():
-            if not all(_can_slice(item.dep.target.module, shared) for item in group):
-                continue
-            removal = _dead_part(graph, group, names, alive, taken)
-            for key, channels in removal.items():
-                taken[key] |= channels
-            if removal:
-                yield removal
+    graph = dependency_graph(model, example)
+    for group in graph.get_all_groups():
+        if not all(_can_slice(item.dep.target.module, shared) for item in group):
+            continue
+        removal = _dead_part(graph, group, names, alive, taken)
+        for key, channels in removal.items():
+            taken[key] |= channels
+        if removal:
+            yield removal
 
 
 def _dead_part(

@@ -9,7 +9,6 @@ coupled to it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cut.channels import shared_parameters
-from cut.decomposition import no_trace
+from cut.dependency import dependency_graph
 
 CONV = nn.modules.conv._ConvNd
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
@@ -70,21 +69,6 @@ def coupled_channels(model: nn.Module, example: Tensor) -> tuple[list[Coupled], 
     for group in dependency_graph(model, example).get_all_groups():
         nodes.add(list(group))
     return nodes.partition(), nodes.blockers
-
-
-def dependency_graph(model: nn.Module, example: Tensor) -> Any:
-    """Torch-Pruning's dependency graph of a model that returns ``{task: Tensor}``."""
-    import torch_pruning  # heavy, and needed nowhere else
-
-    with warnings.catch_warnings(), no_trace(model):
-        warnings.simplefilter("ignore")
-        # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
-        return torch_pruning.DependencyGraph().build_dependency(
-            model,
-            example,
-            forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
-            verbose=False,
-        )
 
 
 class _Nodes:

@@ -22,7 +22,6 @@ from torch_pruning.pruner.importance import (
 
 from cut.attention import is_plain
 from cut.compact import keep_tasks
-from cut.coupling import dependency_graph
 from cut.decomposition import (
     Inputs,
     Loss,
@@ -34,6 +33,7 @@ from cut.decomposition import (
     prunable,
     task_loss,
 )
+from cut.dependency import dependency_graph
 from cut.scores import JOINT, Scores
 from cut.slots import Group, Slot
 from cut.structured import plan

@@ -219,7 +219,7 @@ def caption(grid: Grid, records: Records) -> str:
     commits = sorted({f"{r.commit[:10]}{'+' if r.dirty else ''}" for r in records.values()})
     if commits:
         parts.append(f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}.")
-    if most > 1:
+    if most > 1 and not grid.by_file:  # whose pages mark nothing
         parts.append("Bold: best by more than its and the next best's standard deviation.")
     return " ".join([*parts, grid.note]).strip()
 

@@ -141,6 +141,7 @@ def test_a_lightning_checkpoint_builds_the_narrow_network_again(backbone, tmp_pa
 def test_towers_read_the_narrow_maps(tmp_path):
     model, data = model_of("test_resnet", 0.5)
     trainer(tmp_path, limit_train_batches=1, limit_val_batches=0, callbacks=[SmallTowers()]).fit(model, data)
+    assert all(torch.isfinite(loss) for loss in model.latest.values()) and set(model.latest) == set(model.tasks)
 
 
 @pytest.mark.parametrize("width", [0.0, -0.5, 1.5])
