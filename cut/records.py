@@ -31,6 +31,7 @@ _NOT_HASHED = {
     "init",
     "config",
     "id",
+    "group",
     "export",
     "snapshots",
     "num_workers",
@@ -137,6 +138,8 @@ class Record:
         delta_m: Against the dense record, where a table computed it.
         name: The id, if the run was given one; else it is made of the entries below.
         start: Id of the record of the dense run that this one started from; empty for none.
+        newtask: Of a run for a task that the dense run never saw: seconds and memory until the sub-network was ready,
+            similarities, neighbours, and the metrics after some steps (:mod:`experiments.adaptation`).
     """
 
     method: str
@@ -163,6 +166,7 @@ class Record:
     delta_m: dict[str, float] = field(default_factory=dict)
     name: str = ""
     start: str = ""
+    newtask: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=machine)
     commit: str = field(default_factory=lambda: commit()[0])
     dirty: bool = field(default_factory=lambda: commit()[1])

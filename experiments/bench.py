@@ -32,6 +32,7 @@ from cut.files import write_atomically
 from cut.fusion import Ranking, Vote
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.scores import Scores, sensitivity
+from experiments import tracking
 from experiments.halving import compact_latency_ratio
 from experiments.loading import loader_rate
 from experiments.scale import paper_scale
@@ -342,6 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), help="measure only these")
     parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--wandb", action="store_true", help="log the measurements to W&B too")
     parser.add_argument("--memory-child", choices=["score", "adam", "fuse"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_child:
@@ -352,6 +354,8 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(MEASURES[name]())
         write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
     print_rows(rows)
+    if args.wandb:
+        tracking.log_bench(rows, args.out.parent)
 
 
 if __name__ == "__main__":

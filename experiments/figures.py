@@ -31,13 +31,13 @@ WATERSHED = "cut"  # the method whose tasks' masks are compared
 LAYERED = ("magnitude", "magnitude-erk", "imp", "disparse", "cut")
 
 
-def _at_level(grid: Grid, records: Records) -> dict[str, list[Record]]:
-    """Label to the records of the rows at :data:`LEVEL`, single models only, of the first kept tasks and backbone."""
+def _at_level(grid: Grid, records: Records, level: float = LEVEL) -> dict[str, list[Record]]:
+    """Label to the records of the rows at a level, single models only, of the first kept tasks and backbone."""
     frame = tidy(grid, records)
     found: dict[str, list[Record]] = {}
     for row, name, at in zip(grid.rows, plots.labels(frame), levels(grid, frame), strict=True):
         runs = [records[r[0].id] for r in row.runs if len(r) == 1 and r[0].id in records]
-        if abs(at - LEVEL) < 0.0025 and runs:
+        if abs(at - level) < 0.0025 and runs:
             found[name] = runs
     kinds = [(r.tasks, r.backbone) for runs in found.values() for r in runs]
     return {name: runs for name, runs in found.items() if (runs[0].tasks, runs[0].backbone) == kinds[0]}
@@ -59,10 +59,10 @@ def swept_recovery(grid: Grid, records: Records) -> pd.DataFrame:
     return frame[frame["delta_m"].notna() & frame["steps"].notna()]
 
 
-def tracked_recovery(grid: Grid, records: Records) -> pd.DataFrame:
-    """Points for a recovery figure from the epochs of the runs at :data:`LEVEL` that looked at the test set."""
+def tracked_recovery(grid: Grid, records: Records, level: float = LEVEL) -> pd.DataFrame:
+    """Points for a recovery figure from the epochs of the runs at a level that looked at the test set."""
     lines = []
-    for name, runs in _at_level(grid, records).items():
+    for name, runs in _at_level(grid, records, level).items():
         for run in (r for r in runs if r.start in records):
             dense = records[run.start].metrics["test"]
             for entry in run.history:
@@ -74,7 +74,7 @@ def tracked_recovery(grid: Grid, records: Records) -> pd.DataFrame:
         return pd.DataFrame(columns=["panel", "label", "steps", "delta_m", "delta_m_std"])
     means = pd.DataFrame(lines).groupby(["label", "steps"], sort=False)["delta_m"].agg(["mean", "std"]).reset_index()
     means = means.rename(columns={"mean": "delta_m", "std": "delta_m_std"})
-    return means.assign(panel=f"{100 * LEVEL:g} % sparsity")
+    return means.assign(panel=f"{100 * level:g} % sparsity")
 
 
 def _against(x: str) -> Callable[[Grid, Records], Figure | None]:

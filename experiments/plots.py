@@ -150,7 +150,13 @@ def against(frame: pd.DataFrame, x: str) -> Figure:
     return figure
 
 
-def _layer_means(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
+def layer_names(record: Record) -> list[str]:
+    """The layers of the backbone and the kept heads, in network order."""
+    parts = ["backbone", *record.tasks]
+    return [n for n in record.layer_sparsity if record.layer_component.get(n) in parts]
+
+
+def layer_means(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
     """Sparsity of each layer, over seeds; NaN for a layer that a record does not have."""
     return np.mean([[r.layer_sparsity.get(n, np.nan) for n in names] for r in records], axis=0)
 
@@ -165,11 +171,11 @@ def layers(records: Mapping[str, Sequence[Record]], order: Sequence[str] = ()) -
     """
     first = next(iter(records.values()))[0]
     parts = ["backbone", *first.tasks]
-    names = [n for n in first.layer_sparsity if first.layer_component.get(n) in parts]
+    names = layer_names(first)
     figure, (axes,) = _panels(1, 9)
     for method, runs in records.items():
         style = {**_style(list(order or records).index(method)), "linewidth": 1.2, "markersize": 3}
-        axes.plot(100 * _layer_means(runs, names), label=method, **style)
+        axes.plot(100 * layer_means(runs, names), label=method, **style)
     for i, part in enumerate(parts):
         at = [k for k, n in enumerate(names) if first.layer_component[n] == part]
         if at:
@@ -180,6 +186,19 @@ def layers(records: Mapping[str, Sequence[Record]], order: Sequence[str] = ()) -
     return figure
 
 
+def overlaps(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Pairs of tasks (and ``all``) to the overlap of their masks [runs, layers]; NaN where a run has no value.
+
+    Args:
+        records: Runs of one method; those without the tasks' masks compared are left out. The first with them names
+            the layers.
+    """
+    found = [r.mask_overlap for r in records if r.mask_overlap]
+    names = list(found[0]) if found else []
+    pairs = dict.fromkeys(p for n in names for p in found[0][n])
+    return {p: np.array([[o.get(n, {}).get(p, np.nan) for n in names] for o in found]) for p in pairs}
+
+
 @mpl.rc_context(STYLE)
 def watershed(records: Sequence[Record]) -> Figure:
     """How much the tasks' own masks share, by depth of the layer: a line per pair of tasks and one for all.
@@ -187,20 +206,37 @@ def watershed(records: Sequence[Record]) -> Figure:
     Args:
         records: Runs of one method, at least one with the tasks' masks compared.
     """
-    overlaps = [r.mask_overlap for r in records if r.mask_overlap]
-    names = list(overlaps[0])
     figure, (axes,) = _panels(1, 9)
-    for i, pair in enumerate(dict.fromkeys(p for n in names for p in overlaps[0][n])):
-        values = np.array([[o.get(n, {}).get(pair, np.nan) for n in names] for o in overlaps])
+    for i, (pair, values) in enumerate(overlaps(records).items()):
         style = {"color": "black", "linewidth": 2.4} if pair == "all" else {**_style(i), "markersize": 3}
         mean = values.mean(0)
         axes.plot(mean, label="all tasks" if pair == "all" else pair, **style)
         if len(values) > 1:
             std = values.std(0, ddof=1)
-            axes.fill_between(range(len(names)), mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(range(len(mean)), mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="layer shared by the tasks, in network order", ylabel="overlap of the tasks' masks (IoU)")
     axes.set_ylim(top=1.02)
     _legend(figure, [axes])
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def overlap_map(record: Record) -> Figure:
+    """The overlap of the tasks' own masks as a heat map: pairs of tasks by layers in network order.
+
+    Args:
+        record: A run with the tasks' masks compared.
+    """
+    names = list(record.mask_overlap)
+    pairs = list(dict.fromkeys(p for n in names for p in record.mask_overlap[n]))
+    values = np.array([[record.mask_overlap[n].get(p, np.nan) for n in names] for p in pairs])
+    figure = Figure(figsize=(9, 1.6 + 0.3 * len(pairs)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(range(len(pairs)), ["all tasks" if p == "all" else p for p in pairs])
+    axes.grid(False)
+    axes.set_xlabel("layer shared by the tasks, in network order")
+    figure.colorbar(drawn, label="IoU")
     return figure
 
 

@@ -25,15 +25,16 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 
-from cut import export
+from cut import checkpoint, export
 from cut.data.base import MultiTaskData
 from cut.decomposition import check_tasks
 from cut.model import MultiTaskModel
 from cut.pruning import Pruning
 from cut.records import Record, peak_memory
 from cut.rewinding import Checkpoint
+from experiments import tracking
+from experiments.examples import examples
 from experiments.history import History, Snapshots, save
 from experiments.measure import measure
 
@@ -54,6 +55,7 @@ class CLI(LightningCLI):
         )
         parser.add_argument("--records", type=str, default="experiments/records", help="folder of records")
         parser.add_argument("--id", type=str, default="", help="the record's name; default: made of what the run is")
+        parser.add_argument("--group", type=str, default="", help="the table that the run is for, as its group on W&B")
         parser.add_argument(
             "--snapshots", type=list[int], default=[], help="epochs before which the weights are kept, to rewind to"
         )
@@ -70,10 +72,8 @@ class CLI(LightningCLI):
             if not options.get("save_dir") or options.save_dir == ".":
                 options.save_dir = self.config.out
             if logger.class_path.endswith("WandbLogger"):
-                options.name = options.get("name") or f"{self.config.method}-{self.config.seed_everything}"
-                options.job_type = options.get("job_type") or (
-                    "dense" if self.config.pruning.budget is None else "prune"
-                )
+                job = "dense" if self.config.pruning.budget is None else "prune"
+                tracking.prepare(options, f"{self.config.method}-{self.config.seed_everything}", job, self.config.group)
                 Path(self.config.out).mkdir(parents=True, exist_ok=True)
 
 
@@ -134,7 +134,9 @@ def _evaluate(
 def _config(cli: CLI) -> dict[str, Any]:
     """The resolved configuration as plain values; folders of this checkout relative to it, so that records travel."""
     config = json.loads(cli.parser.dump(cli.config, skip_none=False, format="json"))
+    loggers = config["trainer"].get("logger")
     for place, key in (
+        *((logger["init_args"], "save_dir") for logger in (loggers if isinstance(loggers, list) else [])),
         (config, "init"),
         (config, "out"),
         (config, "records"),
@@ -253,10 +255,11 @@ def run(argv: Sequence[str]) -> Path:
     record.budget["achieved"] = record.sparsity["kept"] if pruning.mask else 0.0
     record.history, record.finetune_seconds = history.epochs, round(history.seconds, 2)
     record.score_seconds, record.peak_memory = round(pruning.score_seconds, 2), peak_memory()
-    _finish(trainer, folder)
     save({"state_dict": model.state_dict(), "record": record.id}, folder / "last.ckpt")
     last.unlink(missing_ok=True)
-    return record.write(options.records)
+    record.write(options.records)
+    _track(trainer, data, record, path, folder)
+    return path
 
 
 def _train(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData, pruning: Pruning, last: Path) -> None:
@@ -275,15 +278,17 @@ def _train(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData, prun
         pruning.prune(trainer, model)
 
 
-def _finish(trainer: pl.Trainer, folder: Path) -> None:
-    """Close the loggers and say where an offline W&B run lies."""
+def _track(trainer: pl.Trainer, data: MultiTaskData, record: Record, path: Path, folder: Path) -> None:
+    """Close the loggers; first, W&B gets what Lightning has not told it."""
     for logger in trainer.loggers:
         logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish()
-            print(f"W&B run kept offline; upload it with: wandb sync {folder}/wandb/offline-run-*")
+    for logger in tracking.loggers(trainer):
+        model = checkpoint.load(folder / "compact").eval()
+        tracking.log_record(logger.experiment, record)
+        shown = examples(data, {"prediction": model}, record.tasks, tracking.PICTURES)
+        tracking.log_examples(logger.experiment, shown)
+        tracking.log_files(logger.experiment, record, path, folder / "compact")
+        tracking.close(logger.experiment)
 
 
 def _size(data: MultiTaskData) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cut import weights
 from cut.files import write_atomically
 from experiments.backends import Backend, Job, Local, Ray
-from experiments.cell import Cell
+from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +74,16 @@ def check_weights(cells: Sequence[Cell]) -> None:
                 f"no pre-trained weights of {backbone} in {weights.cache()}; the table's dense models start from them: "
                 "fetch them with make weights, or begin with random ones on purpose (--random-weights)"
             )
+
+
+def logged(group: str | None) -> tuple[str, ...]:
+    """Options of a run that is logged to W&B as one of a group; none without a group.
+
+    Example:
+        >>> logged("rooms")[-1], logged(None)
+        ('--group=rooms', ())
+    """
+    return () if group is None else ("--config", str(CONFIGS / "logger/wandb.yaml"), f"--group={group}")
 
 
 def run_cell(job: Job) -> None:
@@ -161,6 +171,7 @@ class Sweep:
         threads: Threads of each run.
         keep: Keep the folders of pruned runs (dense ones are kept always: others start from them).
         options: Further options of every run.
+        groups: Id to the group of the run on W&B (its table), for runs that are logged there.
     """
 
     def __init__(
@@ -172,7 +183,9 @@ class Sweep:
         threads: int = 1,
         keep: bool = False,
         options: Sequence[str] = (),
+        groups: Mapping[str, str] | None = None,
     ) -> None:
+        self.groups = dict(groups or {})
         self.records, self.runs, self.backend, self.threads, self.keep = records, runs, backend, threads, keep
         self.cells, self.options = list(cells), tuple(options)
         self.waiting = missing(cells, records, runs)
@@ -203,7 +216,8 @@ class Sweep:
                 self.skipped.append(cell.id)
                 continue
             self._started[cell.id] = time.perf_counter()
-            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep, self.options))
+            options = (*self.options, *logged(self.groups.get(cell.id)))
+            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep, options))
         if not self._started:  # nothing will change any more
             for cell in self.waiting:
                 self.failed[cell.id] = f"its dense run {cell.start.id if cell.start else ''} left no last.ckpt"
@@ -292,8 +306,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("grids", nargs="+", help=f"of {', '.join(GRIDS)}")
-    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/rooms")
+    parser.add_argument("--records", type=Path, help="default: the grids' folder in experiments/records")
+    parser.add_argument("--runs", type=Path, help="default: the grids' folder in runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at a time (local backend)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each cell")
     parser.add_argument("--backend", choices=("local", "ray"), default="local")
@@ -301,8 +315,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="run only cells whose id contains this")
     parser.add_argument("--random-weights", action="store_true", help="begin with random weights where none are cached")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and models of pruned runs")
+    parser.add_argument("--wandb", action="store_true", help="log every run to W&B, in the group of its table")
     parser.add_argument("--list", action="store_true", help="print the cells that would run, and stop")
     return parser.parse_args(argv)
+
+
+def chosen(grids: Sequence[str], only: str = "") -> tuple[dict[str, Cell], dict[str, str]]:
+    """The cells of some grids by their ids, and the first grid that has each.
+
+    Raises:
+        ValueError: If there is no such grid.
+    """
+    unknown = [g for g in grids if g not in GRIDS]
+    if unknown:
+        raise ValueError(f"no grid {unknown[0]!r}; allowed: {', '.join(GRIDS)}")
+    cells: dict[str, Cell] = {}
+    groups: dict[str, str] = {}
+    for name in grids:
+        for cell in GRIDS[name]().cells():
+            if only in cell.id:
+                cells[cell.id] = cell
+                groups.setdefault(cell.id, name)
+    return cells, groups
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,20 +344,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     console = Console()
     try:
-        unknown = [g for g in args.grids if g not in GRIDS]
-        if unknown:
-            raise ValueError(f"no grid {unknown[0]!r}; allowed: {', '.join(GRIDS)}")
+        cells, groups = chosen(args.grids, args.only)
         if args.workers < 1 or args.threads < 1:
             raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
-        cells = {c.id: c for name in args.grids for c in GRIDS[name]().cells() if args.only in c.id}
+        cells, groups = {}, {}
+        grids = {name: GRIDS[name]() for name in args.grids}
+        folders = {g.folder for g in grids.values()}
+        if len(folders) > 1 and None in (args.records, args.runs):
+            raise ValueError(f"these grids keep their records apart ({sorted(folders)}): sweep each folder's by itself")
+        records = args.records or ROOT / "experiments/records" / min(folders)
+        runs = args.runs or ROOT / "runs" / min(folders)
+        for name, grid in grids.items():
+            for cell in grid.cells():
+                if args.only in cell.id:
+                    cells[cell.id] = cell
+                    groups.setdefault(cell.id, name)
         if args.list:
-            for cell in missing(list(cells.values()), args.records, args.runs):
+            for cell in missing(list(cells.values()), records, runs):
                 print(cell.id)
             return 0
         if not args.random_weights:
-            check_weights(missing(list(cells.values()), args.records, args.runs))
+            check_weights(missing(list(cells.values()), records, runs))
         backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
-        work = Sweep(list(cells.values()), args.records, args.runs, backend, args.threads, args.keep)
+        work = Sweep(
+            list(cells.values()),
+            records,
+            runs,
+            backend,
+            args.threads,
+            args.keep,
+            groups=groups if args.wandb else None,
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
