@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cut.allocation import LayerSparsity
 from cut.budget import Budget, Sparsity
@@ -55,6 +55,8 @@ class Pruning(Callback):
             before the cut (:mod:`cut.reconstruction`).
         rounds: In how many rounds a cut is made, each removing the same share of what is left, scored and fitted again
             before the next, without training between them.
+        fit_to: With several rounds: whether the weights are fitted to the outputs of before each ``"round"``, or of
+            before the first one, which is the ``"dense"`` network's where nothing was cut before.
         voters: Tasks that are scored and have a vote; None = the kept ones. With more of them, dropped tasks too say
             what the shared part keeps.
         recalibrate: Number of scoring batches on which batch norm's statistics are measured anew after a cut.
@@ -80,6 +82,7 @@ class Pruning(Callback):
         voters: list[str] | None = None,
         reconstruct: int = 0,
         rounds: int = 1,
+        fit_to: Literal["round", "dense"] = "round",
         units: Channels | Literal["weights", "channels"] = "weights",
         rounding: int = 1,
         cap: float = 1.0,
@@ -93,13 +96,15 @@ class Pruning(Callback):
                 raise ValueError(f"{name} {count}; allowed: 0 (not at all) or a number of batches")
         if rounds < 1:
             raise ValueError(f"rounds {rounds}; allowed: at least 1")
+        if fit_to not in ("round", "dense"):
+            raise ValueError(f"fit_to {fit_to!r}; allowed: 'round', 'dense'")
         if regrowth is not None and units != "weights":
             raise ValueError("regrowth moves single weights; allowed with units='weights' only")
         self.units, self.rounding, self.cap = chosen_units(units, budget, rounding, cap), rounding, cap
         self._plan: Plan | None = None
         self.budget, self.tasks, self.rounds = budget, tasks, rounds
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
-        self.voters, self.reconstruct = voters, reconstruct
+        self.voters, self.reconstruct, self.fit_to = voters, reconstruct, fit_to
         self.scorer, self.fusion = scorer or Sensitivity(), fusion or Vote(0.5)
         self.schedule = schedule or OneShot()
         self.floor, self.batches, self.silence = floor, batches, silence
@@ -194,8 +199,10 @@ class Pruning(Callback):
 
     def prune(self, trainer: Trainer, pl_module: LightningModule, fraction: float = 1.0) -> None:
         """Score, fuse, cut: one step of the schedule. In a process group all ranks end with the same mask."""
+        module: Any = pl_module
+        first = copy.deepcopy(module.network) if self.reconstruct and self.fit_to == "dense" else None
         for part in self._parts(pl_module, fraction):
-            self._cut(trainer, pl_module, part)
+            self._cut(trainer, pl_module, part, first)
 
     def _parts(self, pl_module: LightningModule, fraction: float) -> list[float]:
         """The fractions of a cut's rounds, from what is cut already; the density falls by the same factor in each.
@@ -212,8 +219,10 @@ class Pruning(Callback):
         densities = [now * (last / now) ** (i / self.rounds) for i in range(1, self.rounds)]
         return [*((1 - d) / target for d in densities), fraction]
 
-    def _cut(self, trainer: Trainer, pl_module: LightningModule, fraction: float) -> None:
-        """One round: score, fuse, meet the budget, set weights to zero."""
+    def _cut(
+        self, trainer: Trainer, pl_module: LightningModule, fraction: float, first: nn.Module | None = None
+    ) -> None:
+        """One round: score, fuse, meet the budget, set weights to zero; ``first``: what they are fitted to."""
         if self.budget is None:
             return
         module: Any = pl_module
@@ -249,9 +258,9 @@ class Pruning(Callback):
             )
         finally:
             network.select(tasks)
-        self._settle(trainer, pl_module)
+        self._settle(trainer, pl_module, first)
         achieved = sparsity(network, self.mask, self.mask)
-        if len(self.scores) > 1:
+        if len(self.scores) > 1 and set(self.scores) <= set(losses):  # neighbours of a new task are no tasks of it
             self.overlap = overlap(task_masks(self.scores, 1 - achieved))
         trainer.callback_metrics["sparsity"] = torch.tensor(achieved)
         for logger in trainer.loggers:
@@ -270,14 +279,14 @@ class Pruning(Callback):
         }
         return partial(make_unit_mask, units=self._plan, **options)
 
-    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _settle(self, trainer: Trainer, pl_module: LightningModule, first: nn.Module | None) -> None:
         """After a cut: rewind, apply the mask, measure batch norm's statistics, each if asked for."""
         module: Any = pl_module
         if self.rewind is not None:
             self.rewind(module.network)
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
-        before = copy.deepcopy(module.network) if self.reconstruct else None
+        before = first or (copy.deepcopy(module.network) if self.reconstruct else None)
         self._apply(pl_module)
         if before is not None:
             start = time.perf_counter()

@@ -284,7 +284,22 @@ def test_reconstruction_brings_the_outputs_closer_before_any_training(tmp_path):
     assert error[2] < error[0]
 
 
-@pytest.mark.parametrize("given", [{"rounds": 0}, {"reconstruct": -1}, {"recalibrate": -1}])
+@pytest.mark.parametrize(("fit_to", "densities"), [("round", [1.0, 0.1**0.5]), ("dense", [1.0, 1.0])])
+def test_rounds_are_fitted_to_the_round_before_or_to_the_dense_network(tmp_path, monkeypatch, fit_to, densities):
+    seen = []
+
+    def watched(network, before, mask, batches):
+        weights = [before.get_parameter(n) for n in mask if n in prunable(before)]
+        seen.append(sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+
+    monkeypatch.setattr("cut.pruning.reconstruct", watched)
+    model, data = build()
+    pruning = Pruning(Sparsity(0.9), list(TASKS), batches=2, rounds=2, reconstruct=1, fit_to=fit_to)
+    fit(model, data, [pruning], tmp_path, 1)
+    assert seen == pytest.approx(densities, abs=1e-3)
+
+
+@pytest.mark.parametrize("given", [{"rounds": 0}, {"reconstruct": -1}, {"recalibrate": -1}, {"fit_to": "first"}])
 def test_numbers_out_of_range_are_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         Pruning(Sparsity(0.9), **given)
