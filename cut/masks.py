@@ -229,8 +229,10 @@ def make_mask(
     seen = trace(model, batch, inputs)
     rows = sorted({w for t, w in seen.last_layers(model, used).items() if t in tasks})
     before = {n: ~m for n, m in (cut or {}).items() if n in weights}
-    front = floor(fusion(behind(scores, before)), floor_share, rows)
-    mask = budget.mask(scores, fusion, size, front, before, fraction)
+    ranking = fusion(behind(scores, before))
+    front = floor(ranking, floor_share, rows)
+    # Where nothing is cut yet the budget's ranking is the floor's, and a fusion can cost as much as all the rest.
+    mask = budget.mask(scores, fusion if before else lambda _: ranking, size, front, before, fraction)
     empty = [n for n, m in mask.items() if not m.any()]
     if empty:
         warnings.warn(f"layers cut whole: {', '.join(empty)}; a floor prevents this", stacklevel=2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cut.merging import SCALES, Rule, State, Ties, choose_scale, merge
+from cut.masks import apply_mask, make_mask
+from cut.merging import SCALES, Rule, State, Ties, choose_scale, cut_then_merge, merge
 from cut.pruning import Pruning
+from cut.scorebatches import ScoringBatches
+from cut.selection import Mask
 
 
 class MergedStart(Callback):
@@ -81,7 +84,11 @@ class MergedStart(Callback):
             module.network.load_state_dict(self.start)
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
+            self._begin(trainer, module, task)
         module.select([task])
+
+    def _begin(self, trainer: Trainer, module: Any, task: str) -> None:
+        """What happens to the start before a task's own training: nothing."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a task's model after its last epoch; after the last task merge them."""
@@ -114,7 +121,7 @@ class MergedStart(Callback):
         others = {**self.start, **heads}
 
         def merged(scale: float) -> dict[str, Tensor]:
-            return {**others, **merge(start, models, self.rule, scale, statistics)}
+            return {**others, **self._merged(start, models, scale, statistics)}
 
         def quality(state: State) -> float:
             module.network.load_state_dict(state)
@@ -129,6 +136,81 @@ class MergedStart(Callback):
             self.scale, state = choose_scale(merged, quality, self.scales)
         module.network.load_state_dict(state)
         self.start, self.models = {}, {}  # a checkpoint need not carry them any more
+
+    def _merged(
+        self, start: State, models: Mapping[str, State], scale: float, averaged: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The merged backbone at a scale."""
+        return merge(start, models, self.rule, scale, averaged)
+
+
+class CutThenMerge(MergedStart):
+    """Like :class:`MergedStart`, but each task's model is cut before its own training, by its own score alone.
+
+    The start is cut for the task as the :class:`cut.pruning.Pruning` beside it says (scorer, sparsity, floor, batches),
+    and trained under that mask. The merged backbone keeps what any task kept (:func:`cut.merging.cut_then_merge`),
+    which is more than the budget allows; the pruning callback then cuts what is left of it to the budget.
+
+    Args:
+        rule: See :class:`MergedStart`.
+        each: Likewise.
+        scales: Likewise.
+    """
+
+    def __init__(self, rule: Rule | None = None, each: int = 1, scales: Sequence[float] = SCALES) -> None:
+        super().__init__(rule, each, scales)
+        self.masks: dict[str, Mask] = {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks too."""
+        return {**super().state_dict(), "masks": self.masks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what a checkpoint holds."""
+        super().load_state_dict(state_dict)
+        self.masks = {t: dict(m) for t, m in state_dict["masks"].items()}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin or go on with a task's own training, under its mask."""
+        super().on_train_epoch_start(trainer, pl_module)
+        module: Any = pl_module
+        task = self._task(trainer.current_epoch)
+        mask = {} if task is None else self.masks[task]
+        apply_mask(module.network, mask)
+        weights = dict(module.network.named_parameters())
+        self._pairs = [(weights[n], m.to(weights[n])) for n, m in mask.items()]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep what is cut at zero."""
+        with torch.no_grad():
+            for weight, kept in self._pairs:
+                weight.mul_(kept)
+
+    def _begin(self, trainer: Trainer, module: Any, task: str) -> None:
+        """Cut the start for one task."""
+        callbacks: Any = trainer
+        pruning = next((c for c in callbacks.callbacks if isinstance(c, Pruning) and c.budget is not None), None)
+        if pruning is None or pruning.units is not None:
+            raise ValueError("cut-then-merge needs a pruning callback beside it that cuts single weights to a budget")
+        found = callbacks.datamodule.score_batches(pruning.batches)
+        batches = ScoringBatches(found, module.device, type(pruning.scorer).__name__)
+        module.select([task])
+        scores = pruning.scorer(module.network, batches, module.losses, [task])
+        module.network.select(list(module.losses))
+        options: dict[str, Any] = {"fusion": pruning.fusion, "budget": pruning.budget, "floor_share": pruning.floor}
+        mask = make_mask(module.network, scores, batches.first(), module.losses, [task], silent=False, **options)
+        module.network.select([task])
+        self.masks[task] = {n: m.cpu() for n, m in mask.items()}
+
+    def _merged(
+        self, start: State, models: Mapping[str, State], scale: float, averaged: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The merged backbone at a scale, under the union of the tasks' masks of it."""
+        masks = {t: {n: m for n, m in self.masks[t].items() if n in start} for t in models}
+        return cut_then_merge(start, models, masks, self.rule, scale, averaged=averaged)[0]
 
 
 def _copy(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -19,17 +19,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from cut.decomposition import Inputs, Loss, check_tasks
+from cut.decomposition import Inputs, Loss, check_tasks, prunable
 from cut.library import Entry, Library, check_base
 from cut.masks import apply_mask, make_mask
 from cut.newcomer import Newcomer
-from cut.poll import Neighbour, Poll, score_mask
-from cut.scores import Magnitude, Scores, sensitivity
+from cut.poll import Neighbour, Poll
+from cut.scores import JOINT, Scores, sensitivity
 from cut.selection import Mask
 from cut.similarity import MaskOverlap, Similarity
 from cut.structured import Channels, chosen_units, make_unit_mask
 
-__all__ = ["Neighbour", "Poll", "SimilarTasks", "nearest", "newtask", "score_mask"]
 Tie = Literal["magnitude", "taylor"]
 
 
@@ -68,7 +67,7 @@ def nearest(
 class SimilarTasks:
     """A scorer for a task that the model was never trained for: the masks of the most similar library tasks.
 
-    Use it with the fusion :class:`Poll`.
+    Use it with the fusion :class:`cut.poll.Poll`.
 
     Args:
         library: Folder of a :class:`cut.library.Library`, or one.
@@ -123,7 +122,7 @@ class SimilarTasks:
         tasks: Sequence[str],
         inputs: Inputs | None = None,
     ) -> dict[str, Scores]:
-        """The neighbours' masks (or ranks, 1 - percentile) by :class:`Neighbour`, and the new tasks' own scores.
+        """The neighbours' masks (or ranks, 1 - percentile) by :attr:`cut.poll.Neighbour.key`, and the new tasks' own.
 
         Raises:
             ValueError: If the library is empty, of another model or without the scores that are asked for, no task is
@@ -133,38 +132,44 @@ class SimilarTasks:
         entries = self.library.entries()
         if self.check:
             check_base(model, entries)
-        bare = [e.name for e in entries if e.ranks is None]
+        bare = [e.name for e in entries if e.places is None]
         if self.soft and bare:
             raise ValueError(f"soft votes need scores, but entry {bare[0]} of {self.library.folder} has none")
         few = list(islice(batches, self.batches))
         if not few:
             raise ValueError("no batches of the new task were given; one is needed at least")
-        own: dict[str, Scores]
-        if self.tie == "taylor":
-            own = sensitivity(model, few, losses, tasks, inputs)
-        else:
-            own = Magnitude()(model, few, losses, tasks, inputs)
+        # One pass over the first batch says which weights the tasks use, and is the cheap first mask of a similarity.
+        seen = few if self.tie == "taylor" else few[:1]
+        taylor = sensitivity(model, seen, losses, tasks, inputs)
+        own = taylor if self.tie == "taylor" else {JOINT: _magnitudes(model, taylor)}
         self.similarities = self._similarities(
-            [Newcomer(model, few, losses, t, entries, own.get(t), inputs) for t in tasks]
+            [Newcomer(model, few, losses, t, entries, taylor[t], inputs) for t in tasks]
         )
         chosen = nearest(entries, self.similarities, self.k, self.temperature)
         self.weights = {e.name: w for e, w in chosen}
         used = {n: s.device for per in own.values() for n, s in per.items()}
-        return {**{self._key(e, w): self._values(e, used) for e, w in chosen}, **own}
+        return {**{self._voter(e, w).key: self._values(e, used) for e, w in chosen}, **own}
 
     def _similarities(self, newcomers: Sequence[Newcomer]) -> dict[str, float]:
         """Entry name to the mean similarity over the new tasks."""
         each = [self.similarity(newcomer) for newcomer in newcomers]
         return {name: sum(found[name] for found in each) / len(each) for name in each[0]}
 
-    def _key(self, entry: Entry, weight: float) -> Neighbour:
-        return Neighbour(f"library/{entry.name}", weight, entry.units == "channels", self.soft, entry.digest)
+    def _voter(self, entry: Entry, weight: float) -> Neighbour:
+        return Neighbour(entry.name, weight, entry.units == "channels", self.soft)
 
     def _values(self, entry: Entry, used: Mapping[str, torch.device]) -> Scores:
         """A neighbour's values of the weights that the new task uses."""
-        if self.soft and entry.ranks is not None:
-            return {n: (1 - q).to(used[n]) for n, q in entry.ranks.items() if n in used}
+        ranks = entry.ranks if self.soft else None
+        if ranks is not None:
+            return {n: (1 - q).to(used[n]) for n, q in ranks.items() if n in used}
         return {n: m.float().to(used[n]) for n, m in entry.mask.items() if n in used}
+
+
+def _magnitudes(model: nn.Module, scores: Mapping[str, Scores]) -> Scores:
+    """The absolute values of all weights that some task's scores name."""
+    named = {n for per in scores.values() for n in per}
+    return {n: p.detach().float().abs() for n, p in prunable(model).items() if n in named}
 
 
 def newtask(

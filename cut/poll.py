@@ -8,7 +8,8 @@ larger one. See :mod:`cut.neighbours` for where the neighbours come from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,29 +18,46 @@ from cut.fusion import FUSED, Ranking, Vote, percentiles
 from cut.scores import Scores
 
 HeadRank = Literal["apart", "joint"]
-_ONE = 0x3F800000  # the bits of 1.0: from there on, consecutive integers are increasing finite floats
+_START = "neighbour"
+STEPS = 1 << 20  # of a vote's weight
 
 
-class Neighbour(str):
-    """A key of scores that names a neighbour and carries what its vote needs through all that maps scores by key.
+@dataclass(frozen=True)
+class Neighbour:
+    """Whose mask votes and how; scores are kept by text, so :attr:`key` writes it down and :meth:`of` reads it.
 
     Attributes:
-        weight: Of its vote.
+        name: Of the neighbour, without a colon.
+        weight: Of its vote, above 0. Weights are rounded to :data:`STEPS`, so that sums of them are exact and no order
+            of neighbours matters.
         whole: Whether its mask cuts whole units, so that a unit with any weight left is a kept one.
         soft: Whether its values are 1 - percentile instead of a mask's 0 and 1.
-        order: What neighbours are sorted by, so that no name or order of files matters.
+
+    Example:
+        >>> Neighbour("seg-1", 0.5, whole=True).key, Neighbour.of("all")
+        ('neighbour:seg-1:0.5:units', None)
+        >>> Neighbour.of("neighbour:seg-1:0.5:units")
+        Neighbour(name='seg-1', weight=0.5, whole=True, soft=False)
     """
 
-    weight: float
-    whole: bool
-    soft: bool
-    order: str
+    name: str
+    weight: float = 1.0
+    whole: bool = False
+    soft: bool = False
 
-    def __new__(cls, name: str, weight: float = 1.0, whole: bool = False, soft: bool = False, order: str = "") -> Any:
-        """A key of this text."""
-        made = super().__new__(cls, name)
-        made.weight, made.whole, made.soft, made.order = weight, whole, soft, order
-        return made
+    @property
+    def key(self) -> str:
+        """The key of its scores."""
+        kind = "+".join(k for k, on in (("units", self.whole), ("ranks", self.soft)) if on) or "weights"
+        return f"{_START}:{self.name}:{max(1, round(self.weight * STEPS)) / STEPS!r}:{kind}"
+
+    @classmethod
+    def of(cls, key: str) -> Neighbour | None:
+        """The neighbour of a key; None for the key of a task."""
+        start, *rest = key.split(":")
+        if start != _START or len(rest) != 3:
+            return None
+        return cls(rest[0], float(rest[1]), "units" in rest[2], "ranks" in rest[2])
 
 
 def votes(entries: Mapping[str, Scores], weights: Mapping[str, float], share: float | None = None) -> dict[str, Tensor]:
@@ -61,12 +79,13 @@ def votes(entries: Mapping[str, Scores], weights: Mapping[str, float], share: fl
         mine = [k for k in entries if name in entries[k]]
         stacked = torch.stack([entries[k][name].double() for k in mine])
         column = torch.tensor([weights[k] for k in mine], dtype=torch.float64, device=stacked.device)
-        column = (column / column.sum()).view(-1, *[1] * (stacked.dim() - 1))
+        total = column.sum()
+        column = column.view(-1, *[1] * (stacked.dim() - 1))
         if share is None:
-            result[name] = (stacked * column).sum(0)
+            result[name] = (stacked * column).sum(0) / total
         else:
             values, order = stacked.sort(0, descending=True)
-            reached = column.expand_as(stacked).gather(0, order).cumsum(0) >= share - 1e-9
+            reached = column.expand_as(stacked).gather(0, order).cumsum(0) >= (share - 1e-9) * total
             reached[-1] = True  # whatever rounding says
             result[name] = values.gather(0, reached.to(torch.uint8).argmax(0, keepdim=True))[0]
     return result
@@ -80,12 +99,12 @@ def ordered(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = N
         second: Likewise, of the same names; None for none.
 
     Returns:
-        Name to float32; only their order has a meaning, so they must not be summed.
+        Name to int32 places, the best has the highest and the last one 0; not to be summed. A selection compares them
+        as float32, so beyond 2^24 units neighbours in the order may be taken in the order of their index instead.
 
     Example:
-        >>> s = ordered({"w": torch.tensor([1.0, 2.0, 1.0])}, {"w": torch.tensor([3.0, 0.0, 4.0])})["w"]
-        >>> s.sort(descending=True).indices.tolist()
-        [1, 2, 0]
+        >>> ordered({"w": torch.tensor([1.0, 2.0, 1.0])}, {"w": torch.tensor([3.0, 0.0, 4.0])})["w"].tolist()
+        [0, 2, 1]
     """
     names = sorted(first)
     flat = torch.cat([first[n].flatten().double() for n in names])
@@ -95,9 +114,8 @@ def ordered(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = N
         order = ties.sort(descending=True, stable=True).indices
     order = order[flat[order].sort(descending=True, stable=True).indices]
     place = torch.empty(len(flat), dtype=torch.int32, device=flat.device)
-    # Plain places would not all fit the 24 bits of a float32; its bit patterns, which are ordered like it, do.
-    place[order] = torch.arange(_ONE + len(flat) - 1, _ONE - 1, -1, dtype=torch.int32, device=flat.device)
-    parts = place.view(torch.float32).split([first[n].numel() for n in names])
+    place[order] = torch.arange(len(flat) - 1, -1, -1, dtype=torch.int32, device=flat.device)
+    parts = place.split([first[n].numel() for n in names])
     return {n: part.view(first[n].shape) for n, part in zip(names, parts, strict=True)}
 
 
@@ -116,7 +134,7 @@ def score_mask(
         share: See :func:`votes`.
 
     Returns:
-        Name to float32, see :func:`ordered`.
+        Name to int32, see :func:`ordered`.
     """
     return ordered(votes(entries, weights, share), tie)
 
@@ -152,15 +170,13 @@ class Poll:
 
         A value below zero marks a unit that is cut already; it comes after all others.
         """
-        neighbours = sorted(
-            (k for k in scores if isinstance(k, Neighbour) and scores[k]), key=lambda k: (-k.weight, k.order, str(k))
-        )
-        own = {k: per for k, per in scores.items() if not isinstance(k, Neighbour) and per}
+        neighbours = {k: v for k in scores if scores[k] and (v := Neighbour.of(k)) is not None}
+        own = {k: per for k, per in scores.items() if per and Neighbour.of(k) is None}
         chosen = Vote(0.5 if self.share is None else self.share)
         if not neighbours:
             return chosen(own)
         known = {n for k in neighbours for n in scores[k]}
-        ballots: dict[str, Scores] = {k: _ballot(scores[k], k) for k in neighbours}
+        ballots = {k: _ballot(scores[k], v) for k, v in neighbours.items()}
         new = sorted({n for per in own.values() for n in per} - known)
         # Percentiles take a sort, and a single task's raw scores break ties as well as they do.
         several = len(own) > 1 and self.tie
@@ -168,12 +184,12 @@ class Poll:
         if self.head == "apart" and new:
             apart = {t: {n: s for n, s in per.items() if n not in known} for t, per in own.items()}
             ranks |= chosen({t: per for t, per in apart.items() if per}).values()
-        for key in neighbours:
+        for key, voter in neighbours.items():
             density = _density(ballots[key])
-            soft = _is_soft(key, scores[key])
+            soft = _is_soft(voter, scores[key])
             for name in new:
                 ballots[key][name] = 1 - ranks[name] if soft else (ranks[name] <= density).double()
-        first = votes(ballots, {k: k.weight for k in neighbours}, self.share)
+        first = votes(ballots, {k: v.weight for k, v in neighbours.items()}, self.share)
         gone = _gone(scores)
         first = {n: v.masked_fill(gone[n], -1.0) if n in gone else v for n, v in first.items()}
         if not (self.tie and own):
@@ -184,17 +200,17 @@ class Poll:
         return Ranking({FUSED: ordered(first, ties)})
 
 
-def _is_soft(key: Neighbour, values: Scores) -> bool:
+def _is_soft(voter: Neighbour, values: Scores) -> bool:
     """Whether a neighbour votes by percentiles: as asked, or of masks over weights whose units are counted."""
     reduced = all(v.dim() == 1 for v in values.values())  # units are; weights have rows and columns
-    return key.soft or (reduced and not key.whole)
+    return voter.soft or (reduced and not voter.whole)
 
 
-def _ballot(values: Scores, key: Neighbour) -> Scores:
+def _ballot(values: Scores, voter: Neighbour) -> Scores:
     """A neighbour's values in [0, 1] of weights or, reduced within them, of units."""
     if not all(v.dim() == 1 for v in values.values()):
         return {n: v.double().clamp_min(0) for n, v in values.items()}
-    if key.whole and not key.soft:
+    if voter.whole and not voter.soft:
         return {n: (v > 0).double() for n, v in values.items()}
     return {n: 1 - q for n, q in percentiles(values).items()}
 

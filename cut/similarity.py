@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cut.decomposition import forward, network_input, no_trace, task_loss
-from cut.fusion import Ranking
 from cut.library import Entry
 from cut.newcomer import IGNORE, Newcomer, aligned, class_labels, label_matrix, label_of, running
 from cut.scores import Scores, sensitivity
-from cut.selection import Mask, best
+from cut.selection import Mask
 
 _TINY = 1e-300
 
@@ -185,23 +184,35 @@ class MaskOverlap:
         """
         scores = newcomer.scores
         if scores is None:
-            found = sensitivity(newcomer.model, newcomer.batches[:1], newcomer.losses, [newcomer.task], newcomer.inputs)
-            scores = found[newcomer.task]
-        return {e.name: _overlap(e, scores) for e in newcomer.entries}
+            task, first = newcomer.task, newcomer.batches[:1]
+            scores = sensitivity(newcomer.model, first, newcomer.losses, [task], newcomer.inputs)[task]
+        places: dict[tuple[str, tuple[str, ...]], dict[str, Tensor]] = {}
+        found: dict[str, float] = {}
+        for entry in newcomer.entries:
+            names = tuple(sorted(n for n in entry.mask if n in scores))
+            if not names:
+                raise ValueError(f"the new task uses none of the weights of entry {entry.name}")
+            mask = {n: entry.mask[n] for n in names}
+            if entry.units == "channels":
+                mask = {n: m.flatten(1).any(1) for n, m in mask.items()}
+            key = entry.units, names
+            if key not in places:  # one sort serves all entries over the same weights
+                places[key] = _places({n: scores[n] for n in names}, entry.units)
+            kept = sum(int(m.sum()) for m in mask.values())
+            found[entry.name] = iou(mask, {n: place < kept for n, place in places[key].items()})
+        return found
 
 
-def _overlap(entry: Entry, scores: Scores) -> float:
-    """The overlap of one entry with the scores' best units, as many as it keeps."""
-    both = [n for n in entry.mask if n in scores]
-    if not both:
-        raise ValueError(f"the new task uses none of the weights of entry {entry.name}")
-    mask = {n: entry.mask[n] for n in both}
-    mine = {n: scores[n].detach().cpu() for n in both}
-    if entry.units == "channels":
-        mask = {n: m.flatten(1).any(1) for n, m in mask.items()}
-        mine = {n: s.flatten(1).double().sum(1).float() for n, s in mine.items()}
-    first = best(Ranking({"new": mine}), sum(int(m.sum()) for m in mask.values()))
-    return iou(mask, first)
+def _places(scores: Scores, units: str) -> dict[str, Tensor]:
+    """The place of every weight (or row) by its score, 0 = best, of equal ones the first before the next."""
+    values = {n: s.detach().cpu().float() for n, s in scores.items()}
+    if units == "channels":
+        values = {n: s.flatten(1).double().sum(1).float() for n, s in values.items()}
+    flat = torch.cat([v.flatten() for v in values.values()])
+    place = torch.empty(len(flat), dtype=torch.int64)
+    place[flat.sort(descending=True, stable=True).indices] = torch.arange(len(flat))
+    parts = place.split([v.numel() for v in values.values()])
+    return {n: part.view(v.shape) for (n, v), part in zip(values.items(), parts, strict=True)}
 
 
 def iou(first: Mask, second: Mask) -> float:

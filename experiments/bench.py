@@ -33,6 +33,7 @@ from cut.fusion import Ranking, Vote
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.scores import Scores, sensitivity
 from experiments import tracking
+from experiments.arrival import newtask_cost_ratio
 from experiments.halving import compact_latency_ratio
 from experiments.loading import loader_rate
 from experiments.scale import paper_scale
@@ -319,6 +320,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "fuse_speedup": fuse_speedup,
     "mask_step_overhead": mask_step_overhead,
     "compact_latency_ratio": lambda: row("compact_latency_ratio", *compact_latency_ratio()),
+    "newtask_cost_ratio": lambda: row("newtask_cost_ratio", *newtask_cost_ratio()),
     "loader_rate": lambda: row("loader_rate", *loader_rate()),
     "paper_scale": lambda: row("paper_scale", *paper_scale()),
 }

@@ -16,18 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
-from cut import checkpoint, drawing
-from cut.data.batch import picture
+from cut import checkpoint
 from cut.data.rooms import Rooms
 from cut.decomposition import check_tasks
 from cut.files import write_atomically
 from cut.network import MultiTaskNet
 from cut.records import Record, read
-from experiments.report import write_report
+from experiments.examples import examples
+from experiments.report import page, pictures
 from experiments.run import run
 from experiments.summary import print_table, rows
 from experiments.timing import in_turns, timed
@@ -71,31 +69,6 @@ def _common(method: str, folder: Path, records: Path, seed: int, epochs: int, ra
     ]
 
 
-def gallery(
-    data: Rooms, dense: MultiTaskNet, models: dict[str, torch.nn.Module], tasks: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Pictures, labels and predictions of some test rooms, spread over the set."""
-    data.setup("test")
-    test = data.splits["test"]
-    kinds = {t.name: t.kind for t in data.tasks}
-    result = []
-    for index in np.linspace(0, len(test) - 1, GALLERY).round().astype(int):  # type: ignore[arg-type]
-        item = test[0, int(index)]
-        shown = {t: {"label": item[t].numpy()} for t in tasks}
-        with torch.no_grad():
-            for name, model in {"dense": dense, **models}.items():
-                outputs = model(item["image"][None])
-                for task in tasks:
-                    shown[task][name] = outputs[task][0].numpy()
-        far = float(item["depth"].max()) if "depth" in item else 6.0
-        drawn = {
-            t: {who: drawing.output(kinds[t], a, near=0.5, far=far) for who, a in panels.items()}
-            for t, panels in shown.items()
-        }
-        result.append({"id": str(index), "picture": picture(item["image"], data.mean, data.std), "tasks": drawn})
-    return result
-
-
 def _dense_network(folder: Path) -> MultiTaskNet:
     """The dense network out of its run's folder."""
     network = checkpoint.load(folder / "compact")
@@ -129,7 +102,8 @@ def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> Non
     shutil.copyfile(folders[CHANNELS] / "compact.onnx", out / "cut-channels.onnx")
     data = Rooms(tasks=DENSE_TASKS, seed=seed)
     models = {m: checkpoint.load(folders[m] / "compact").eval() for m in ("cut", CHANNELS, "magnitude")}
-    rooms = gallery(data, _dense_network(out / dense.checkpoint), models, pruned[0].tasks)
+    shown = {"dense": _dense_network(out / dense.checkpoint), **models}
+    rooms = examples(data, shown, pruned[0].tasks, GALLERY)
     note = (
         "Rooms: rendered rooms with exact labels, shipped with the package; "
         "test rooms hold furniture that no training room has."
@@ -142,7 +116,10 @@ def finish(out: Path, dense: Record, pruned: Sequence[Record], seed: int) -> Non
         "compact/model.json": "compact model",
         "summary.json": "the table as data",
     }
-    write_report(dense, pruned, rooms, out / "report.html", classes=data.meta["classes"], files=files, note=note)
+    pictures.keep(rooms, out / "pictures")
+    found = page.one_comparison(dense, pruned, note, f"{out}/records")
+    gallery = pictures.gallery(rooms)
+    page.write(out / "report.html", found, gallery=gallery, classes=data.meta["classes"], files=files)
     write_atomically(out / "summary.json", json.dumps(rows(dense, pruned), indent=1) + "\n")
 
 

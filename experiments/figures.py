@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from cut.files import write_atomically
 from cut.records import Record
-from experiments import delivery, devices, plots
+from experiments import curves, delivery, devices, plots
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.results import Records, collect, delta, levels, tidy, variants
@@ -118,6 +118,12 @@ def _delivered(x: str) -> Callable[[Grid, Records], Figure | None]:
     return draw
 
 
+def _adapting(grid: Grid, records: Records) -> Figure | None:
+    """How fast models for new tasks adapt: the mean over tasks after each step, a line per method."""
+    found = curves.drawn(grid, curves.points(grid, records))
+    return None if found.empty else plots.recovery(found)
+
+
 # A figure's name, then the grids that can fill it, the first that has records does.
 FIGURES: dict[str, list[tuple[str, Callable[[Grid, Records], Figure | None]]]] = {
     "sparsity": [("rooms", _against("sparsity"))],
@@ -127,6 +133,9 @@ FIGURES: dict[str, list[tuple[str, Callable[[Grid, Records], Figure | None]]]] =
     "recovery": [("recovery", _swept), ("rooms", _tracked)],
     "latency": [("edge", _delivered("latency_ratio"))],
     "megabytes": [("edge", _delivered("file_bytes"))],
+    "newtask": [("newtask", _adapting)],
+    "newtask-groups": [("newtask-groups", _adapting)],
+    "fashion-mnist": [("fashion-mnist", _against("sparsity"))],
 }
 
 
@@ -142,12 +151,14 @@ def save(figure: Figure, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw what there are records for; 2 for damaged records."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description="Draw figures from records.")
-    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
+    parser.add_argument("--records", type=Path, help="default: each grid's folder in experiments/records")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures")
     args = parser.parse_args(argv)
     try:
-        grids = {name: GRIDS[name]() for name in ("rooms", "recovery", "edge") if name in GRIDS}
-        records = {name: collect(grid, args.records) for name, grid in grids.items()}
+        wanted = dict.fromkeys(g for sources in FIGURES.values() for g, _ in sources)
+        grids = {name: GRIDS[name]() for name in wanted if name in GRIDS}
+        kept = ROOT / "experiments/records"
+        records = {name: collect(grid, args.records or kept / grid.folder) for name, grid in grids.items()}
         for name, sources in FIGURES.items():
             drawn = (draw(grids[g], records[g]) for g, draw in sources if g in grids)
             figure = next((f for f in drawn if f is not None), None)

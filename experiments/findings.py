@@ -1,4 +1,4 @@
-"""Findings: ``docs/results.md`` from its template; every number in its prose comes from records.
+"""Findings: ``docs/results.md`` and others from their templates; every number in the prose comes from records.
 
 The template is Jinja with three functions::
 
@@ -6,6 +6,14 @@ The template is Jinja with three functions::
     {{ value("rooms", "cut", 0.9, "params", digits=1, scale=1e-6, tasks="seg+depth") }}
     {% if raw("rooms", "cut", 0.9, "delta_m") > -1 %}   # the number itself, NaN without a record
     {{ table("rooms") }}  {{ table("rooms", 0.9) }}     # Delta_m of all levels; all metrics at one
+
+and, for tables of new tasks (:mod:`experiments.curves`)::
+
+    {{ adapted("newtask", "similar-tasks", "area", budget="90%") }}          # "-7.1 ± 2.0", or "missing"
+    {{ difference("newtask", "similar-tasks", "cut", budget="90%") }}        # "-1.2 ± 3.0 (4 of 12 better)"
+    {% if gap("newtask", "similar-tasks", "cut", budget="90%") > 0 %}        # the mean itself, NaN without records
+    {{ matters("newtask") }}  {{ steps("newtask", budget="90%") }}           # tables
+    {{ table("newtask") }}                                                   # the caption
 """
 
 from __future__ import annotations
@@ -13,8 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +29,14 @@ import jinja2
 import pandas as pd
 
 from cut.files import write_atomically
-from experiments import render
+from experiments import curves, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.results import Records, collect, levels, tidy
 
 ROOT = Path(__file__).parent.parent
+# What `make results` renders: template to page.
+PAGES = {ROOT / f"docs/{name}.template.md": ROOT / f"docs/{name}.md" for name in ("results", "newtask")}
 
 
 def lookup(
@@ -70,52 +79,116 @@ def lookup(
     return float(frame[column].iloc[meant[0]])
 
 
-def rendered(template: str, folder: str | Path) -> str:
-    """A page from its template and a folder of records.
+class Numbers:
+    """What a template may ask for; see the module's docstring.
+
+    Args:
+        folder: Of records; None = each grid's own.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = folder
+        self._built: dict[str, tuple[Grid, Records, pd.DataFrame]] = {}
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Name in the template to function."""
+        own = (self.value, self.raw, self.table, self.adapted, self.difference, self.gap, self.matters, self.steps)
+        return {f.__name__: f for f in own}
+
+    def built(self, name: str) -> tuple[Grid, Records, pd.DataFrame]:
+        """A grid, its records and their frame.
+
+        Raises:
+            ValueError: If there is no such grid.
+        """
+        if name not in GRIDS:
+            raise ValueError(f"no grid {name!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
+        if name not in self._built:
+            grid = GRIDS[name]()
+            records = collect(grid, self.folder or ROOT / "experiments/records" / grid.folder)
+            frame = curves.points(grid, records) if grid.by_step else tidy(grid, records)
+            self._built[name] = grid, records, frame
+        return self._built[name]
+
+    def value(
+        self, grid: str, method: str, sparsity: float, column: str, digits: int = 2, scale: float = 1.0, **variant: Any
+    ) -> str:
+        """One number of a tidy frame as text."""
+        return render.number(scale * self.raw(grid, method, sparsity, column, **variant), digits)
+
+    def raw(self, grid: str, method: str, sparsity: float, column: str, **variant: Any) -> float:
+        """One number of a tidy frame."""
+        found, _, frame = self.built(grid)
+        return lookup(found, frame, method, sparsity, column, variant)
+
+    def table(self, grid: str, sparsity: float | None = None) -> str:
+        """A grid's overview, or the details of one sparsity, with the caption; of new tasks the caption."""
+        found, records, frame = self.built(grid)
+        if found.by_step:
+            return f"{curves.HOW} {render.caption(found, records)}"
+        shown = render.overview(found, frame) if sparsity is None else render.details(found, frame, sparsity)
+        return f"{render.markdown(shown)}\n{shown.title}. {render.caption(found, records)}"
+
+    def _runs(self, grid: str, method: str, variant: dict[str, str]) -> pd.DataFrame:
+        found, _, frame = self.built(grid)
+        return curves.of_method(found, curves.runs(frame), method, variant)
+
+    def adapted(
+        self, grid: str, method: str, column: str = "area", digits: int = 1, scale: float = 1.0, **variant: str
+    ) -> str:
+        """A number of new tasks: its mean and spread over tasks."""
+        mean, std = curves.spread(self._runs(grid, method, variant), column)
+        return curves.shown(scale * mean, scale * std, digits)
+
+    def _paired(self, grid: str, ours: str, theirs: str, variant: dict[str, str]) -> tuple[float, float, int, int]:
+        other = {k: v for k, v in variant.items() if k != "change"}  # is of ours
+        return curves.paired(self._runs(grid, ours, variant), self._runs(grid, theirs, other))
+
+    def difference(self, grid: str, ours: str, theirs: str, **variant: str) -> str:
+        """Area of ours minus that of theirs, over pairs of task and seed."""
+        return curves.told(*self._paired(grid, ours, theirs, variant))
+
+    def gap(self, grid: str, ours: str, theirs: str, **variant: str) -> float:
+        """The mean of that difference, NaN without records."""
+        return self._paired(grid, ours, theirs, variant)[0]
+
+    def matters(self, grid: str) -> str:
+        """The table that says whether similarity matters."""
+        found, _, frame = self.built(grid)
+        return render.markdown(curves.matters(found, frame))
+
+    def steps(self, grid: str, **setting: str) -> str:
+        """The table of one budget (and model) by step."""
+        found, _, frame = self.built(grid)
+        return render.markdown(curves.by_step(found, frame, setting))
+
+
+def rendered(template: str, folder: str | Path | None = None) -> str:
+    """A page from its template and a folder of records; None = each grid's own.
 
     Raises:
         ValueError: If the template is wrong, or asks for a grid, row or column that does not exist.
     """
-
-    @cache
-    def built(name: str) -> tuple[Grid, Records, pd.DataFrame]:
-        if name not in GRIDS:
-            raise ValueError(f"no grid {name!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
-        grid = GRIDS[name]()
-        records = collect(grid, folder)
-        return grid, records, tidy(grid, records)
-
-    def value(
-        grid: str, method: str, sparsity: float, column: str, digits: int = 2, scale: float = 1.0, **variant: Any
-    ) -> str:
-        found, _, frame = built(grid)
-        return render.number(scale * lookup(found, frame, method, sparsity, column, variant), digits)
-
-    def raw(grid: str, method: str, sparsity: float, column: str, **variant: Any) -> float:
-        found, _, frame = built(grid)
-        return lookup(found, frame, method, sparsity, column, variant)
-
-    def table(grid: str, sparsity: float | None = None) -> str:
-        found, records, frame = built(grid)
-        shown = render.overview(found, frame) if sparsity is None else render.details(found, frame, sparsity)
-        return f"{render.markdown(shown)}\n{shown.title}. {render.caption(found, records)}"
-
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     try:
-        return environment.from_string(template).render(value=value, raw=raw, table=table)
+        return environment.from_string(template).render(**Numbers(folder).functions())
     except jinja2.TemplateError as error:
         raise ValueError(f"template: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Render the results page; 2 for a wrong template or damaged records."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.findings", description="Render docs/results.md.")
-    parser.add_argument("--records", type=Path, default=ROOT / "experiments/records/rooms")
-    parser.add_argument("--template", type=Path, default=ROOT / "docs/results.template.md")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results.md")
+    """Render every page, or one template; 2 for a wrong template or damaged records."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.findings", description="Render pages of results.")
+    parser.add_argument("--records", type=Path, help="default: each grid's folder in experiments/records")
+    parser.add_argument("--template", type=Path, help="only this one; needs --out")
+    parser.add_argument("--out", type=Path, help="the page of --template")
     args = parser.parse_args(argv)
+    if (args.template is None) != (args.out is None):
+        parser.error("--template and --out belong together")
+    pages = PAGES if args.template is None else {args.template: args.out}
     try:
-        write_atomically(args.out, rendered(args.template.read_text(encoding="utf-8"), args.records))
+        for template, page in pages.items():
+            write_atomically(page, rendered(template.read_text(encoding="utf-8"), args.records))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -44,6 +44,8 @@ class Grid:
         note: What a reader should know, for the caption.
         by_task: Whether it also tells each task's own change, and the latency.
         by_file: Whether its rows are told by runtime and precision, as delivered (:mod:`experiments.delivery`).
+        by_step: Whether its rows are told by steps of adaptation to a new task (:mod:`experiments.curves`).
+        folder: Of its records under ``experiments/records``, and of its runs under ``runs``.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Grid:
     note: str = ""
     by_task: bool = False
     by_file: bool = False
+    by_step: bool = False
+    folder: str = "rooms"
 
     def cells(self) -> list[Cell]:
         """All cells, dense ones before those that start from them, each once."""

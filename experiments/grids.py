@@ -12,7 +12,9 @@ from typing import Any
 
 from experiments.cell import Cell
 from experiments.edge import channels_grid, edge_grid
+from experiments.fashion import fashion_grid
 from experiments.grid import Grid, Row
+from experiments.newtask import groups_grid, newtask_grid
 from experiments.recipe import FIRST_RATE, KEPT, RATES, SEEDS, dense, floor, longer, pruned
 
 # The methods of table-rooms, in its order.
@@ -104,6 +106,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "cut-plus, gradual, distillation": (
         "cut-plus",
         {"pruning.schedule": GRADUAL, "pruning.rounds": 2, "trainer.callbacks": [DISTILLATION]},
+    ),
+    "cut-plus, fitted to the dense model": ("cut-plus", {"pruning.fit_to": "dense"}),
+    "cut-plus, fitted to the dense model on 24 batches": (
+        "cut-plus",
+        {"pruning.fit_to": "dense", "pruning.reconstruct": 24},
     ),
     "cut-plus, small towers": ("cut-plus", {"trainer.callbacks": [{"class_path": "cut.towers.SmallTowers"}]}),
 }
@@ -291,4 +298,7 @@ GRIDS: dict[str, Callable[[], Grid]] = {
     "backbones": backbones_grid,
     "edge": edge_grid,
     "channels": channels_grid,
+    "fashion-mnist": fashion_grid,
+    "newtask": newtask_grid,
+    "newtask-groups": groups_grid,
 }

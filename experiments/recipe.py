@@ -31,7 +31,8 @@ VARIES = {
     **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
     **dict.fromkeys(("cut-channels", "cut-channels-weights"), "cut"),
     **dict.fromkeys(("taps", "rcm"), "dense-longer"),
-    "merge-then-cut": "cut",
+    **dict.fromkeys(("merge-then-cut", "cut-then-merge"), "cut"),
+    **dict.fromkeys(("similar-tasks", "similar-tasks-all", "similar-tasks-random"), "cut"),
 }
 # Options that follow the budget or the run's seed wherever a method's config has them.
 FOLLOW_TARGET, FOLLOW_SEED = ("final", "final_sparsity"), ("seed",)

@@ -177,8 +177,27 @@ def overview(grid: Grid, frame: pd.DataFrame) -> Table:
     return Table(title, [*identity, *map(heading, columns)], body, len(identity))
 
 
-def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
-    """Metrics and sizes of the rows of one sparsity level (NaN for those whose level is unknown).
+@dataclass(frozen=True)
+class Lines:
+    """The rows of one sparsity level, before they are a table.
+
+    Attributes:
+        rows: Their positions in the tidy frame.
+        identity: The frame's columns that tell them apart.
+        seeds: How many of the planned seeds each has.
+        columns: What is shown.
+        texts: For each column, position to text; the best is bold.
+    """
+
+    rows: list[int]
+    identity: list[str]
+    seeds: list[str]
+    columns: list[Column]
+    texts: list[dict[int, Text]]
+
+
+def lines(grid: Grid, frame: pd.DataFrame, level: float) -> Lines:
+    """The rows of one sparsity level (NaN for those whose level is unknown), as texts.
 
     Raises:
         ValueError: If no row is of this level.
@@ -187,20 +206,35 @@ def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
     rows = [i for i, x in enumerate(of) if abs(x - level) < 0.0025 or (math.isnan(x) and math.isnan(level))]
     if not rows:
         raise ValueError(f"grid {grid.name!r} has no row of sparsity {level:g}; it has {sorted(set(of))}")
-    identity = _identity(grid, frame)
     kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows) and _has(frame, c)]
     if not grid.longer:
         kept = [c for c in kept if c.name != "delta_m_vs_longer"]
     if grid.by_task:
         own = [c for c in frame.columns if str(c).startswith("delta_m/")]
         kept += [Column("latency_ms", "ms"), *(Column(c, f"Δm {c.removeprefix('delta_m/')} %") for c in own)]
-    shown = [_shown(frame, rows, c) for c in kept]
+    seeds = [_seeds(grid, frame, i) for i in rows]
+    return Lines(rows, _identity(grid, frame), seeds, kept, [_shown(frame, rows, c) for c in kept])
+
+
+def details(grid: Grid, frame: pd.DataFrame, level: float) -> Table:
+    """Metrics and sizes of the rows of one sparsity level (NaN for those whose level is unknown).
+
+    Raises:
+        ValueError: If no row is of this level.
+    """
+    found = lines(grid, frame, level)
     body = [
-        [*map(_label, frame[identity].iloc[i]), Text(_seeds(grid, frame, i)), *(column[i] for column in shown)]
-        for i in rows
+        [*map(_label, frame[found.identity].iloc[i]), Text(seeds), *(column[i] for column in found.texts)]
+        for i, seeds in zip(found.rows, found.seeds, strict=True)
     ]
     title = f"{grid.title}: {heading(level)}" + ("" if level == 0 or math.isnan(level) else " sparsity")
-    return Table(title, [*identity, "seeds", *(c.heading for c in kept)], body, len(identity))
+    return Table(title, [*found.identity, "seeds", *(c.heading for c in found.columns)], body, len(found.identity))
+
+
+def steps(grid: Grid, frame: pd.DataFrame) -> list[float]:
+    """The sparsity levels that have rows, rising; NaN, if any row's is unknown, last."""
+    of = levels(grid, frame)
+    return sorted({x for x in of if not math.isnan(x)}) + [math.nan] * bool(np.isnan(of).any())
 
 
 def caption(grid: Grid, records: Records) -> str:
@@ -219,16 +253,14 @@ def caption(grid: Grid, records: Records) -> str:
     commits = sorted({f"{r.commit[:10]}{'+' if r.dirty else ''}" for r in records.values()})
     if commits:
         parts.append(f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}.")
-    if most > 1 and not grid.by_file:  # whose pages mark nothing
+    if most > 1 and not (grid.by_file or grid.by_step):  # whose pages mark nothing
         parts.append("Bold: best by more than its and the next best's standard deviation.")
     return " ".join([*parts, grid.note]).strip()
 
 
 def tables(grid: Grid, frame: pd.DataFrame) -> list[Table]:
     """The overview, then one table per sparsity level."""
-    of = levels(grid, frame)
-    order = sorted({x for x in of if not math.isnan(x)}) + [math.nan] * bool(np.isnan(of).any())
-    return [overview(grid, frame), *(details(grid, frame, x) for x in order)]
+    return [overview(grid, frame), *(details(grid, frame, x) for x in steps(grid, frame))]
 
 
 def summary(grid: Grid, folder: str | Path) -> str:

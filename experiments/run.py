@@ -34,7 +34,9 @@ from cut.pruning import Pruning
 from cut.records import Record, peak_memory
 from cut.rewinding import Checkpoint
 from experiments import tracking
+from experiments.adaptation import Adaptation, from_start, load_backbone
 from experiments.examples import examples
+from experiments.experts import FillLibrary
 from experiments.history import History, Snapshots, save
 from experiments.measure import measure
 
@@ -233,8 +235,7 @@ def run(argv: Sequence[str]) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    if options.init is not None:
-        load_dense(model, options.init)
+    adaptation = _prepared(trainer, model, pruning, options.init, folder)
     if isinstance(pruning.rewind, Checkpoint):
         pruning.rewind.folder = options.init
     dense = model.network if pruning.budget is None else copy.deepcopy(model.network)
@@ -245,6 +246,8 @@ def run(argv: Sequence[str]) -> Path:
     saver.dirpath, saver.filename = str(folder), record.id
     _train(trainer, model, data, pruning, last)
     record.metrics = _evaluate(trainer, model, data, history)
+    if adaptation is not None:
+        record.newtask = adaptation.told(record.metrics["test"], trainer.global_step)
     if trainer.global_rank:
         return path
     meta = export.metadata([model.tasks[t] for t in kept], data.mean, data.std, _size(data))
@@ -260,6 +263,26 @@ def run(argv: Sequence[str]) -> Path:
     record.write(options.records)
     _track(trainer, data, record, path, folder)
     return path
+
+
+def _prepared(
+    trainer: Any, model: MultiTaskModel, pruning: Pruning, init: str | None, folder: Path
+) -> Adaptation | None:
+    """Load what the run starts from, and give callbacks that need one their folder; returns that of a new task."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, FillLibrary):
+            callback.folder = folder
+    adaptation = next((c for c in trainer.callbacks if isinstance(c, Adaptation)), None)
+    if adaptation is not None:  # an epoch begins for it when the cut is made
+        trainer.callbacks.remove(adaptation)
+        trainer.callbacks.append(adaptation)
+    if init is not None and adaptation is None:
+        load_dense(model, init)
+    elif init is not None:
+        load_backbone(model, init)
+    if init is not None:
+        from_start(pruning, init)
+    return adaptation
 
 
 def _train(trainer: pl.Trainer, model: MultiTaskModel, data: MultiTaskData, pruning: Pruning, last: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import devices, render
+from experiments import curves, devices, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.summary import rows
@@ -109,7 +109,9 @@ def readme(text: str) -> str:
 
 
 def write(grid: Grid, records: Path, out: Path) -> list[Path]:
-    """Write a grid's pages, by file where its rows are told so; see :func:`experiments.render.write`."""
+    """Write a grid's pages, by file or by step where its rows are told so; see :func:`experiments.render.write`."""
+    if grid.by_step:
+        return curves.write(grid, records, out)
     return (devices if grid.by_file else render).write(grid, records, out)
 
 
@@ -124,15 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Render the demo's table or a grid's; 2 for an unknown grid and for missing or damaged records."""
     parser = argparse.ArgumentParser(prog="make tables", description=__doc__.splitlines()[0])
     parser.add_argument("--grid", help="name of a grid; default: the demo's table")
-    parser.add_argument("--records", type=Path, help="default: experiments/records/demo, for a grid .../rooms")
+    parser.add_argument("--records", type=Path, help="default: experiments/records/demo, or the grid's folder")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/tables")
     args = parser.parse_args(argv)
-    folder = args.records or ROOT / "experiments/records" / ("rooms" if args.grid else "demo")
+    kept = ROOT / "experiments/records"
     try:
         if args.grid is None:
-            _demo(folder, args.out)
+            _demo(args.records or kept / "demo", args.out)
         elif args.grid in GRIDS:
-            write(GRIDS[args.grid](), folder, args.out)
+            grid = GRIDS[args.grid]()
+            write(grid, args.records or kept / grid.folder, args.out)
         else:
             raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     except ValueError as error:

@@ -61,9 +61,9 @@ def facts(record: Record) -> dict[str, Any]:
     return {**record.config, **own}
 
 
-def overlap_rows(record: Record) -> list[tuple[str, str, float]]:
+def overlap_rows(record: Record) -> list[Any]:
     """The overlap of the tasks' own masks as rows: layer, pair of tasks, IoU."""
-    return [(layer, pair, iou) for layer, pairs in record.mask_overlap.items() for pair, iou in pairs.items()]
+    return [[layer, pair, iou] for layer, pairs in record.mask_overlap.items() for pair, iou in pairs.items()]
 
 
 def log_record(run: Any, record: Record, history: bool = False) -> None:
@@ -79,7 +79,7 @@ def log_record(run: Any, record: Record, history: bool = False) -> None:
     run.config.update(facts(record), allow_val_change=True)
     for epoch in record.history if history else ():
         run.log(epoch, step=int(epoch["step"]))
-    layers = [(n, record.layer_component.get(n, ""), s) for n, s in record.layer_sparsity.items()]
+    layers: Any = [[n, record.layer_component.get(n, ""), s] for n, s in record.layer_sparsity.items()]
     tables: dict[str, Any] = {}
     if layers:
         table = wandb.Table(columns=["layer", "component", "sparsity"], data=layers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cut.budget import Sparsity
-from cut.merged import MergedStart
+from cut.merged import CutThenMerge, MergedStart
 from cut.merging import (
     Arithmetic,
     Average,
@@ -275,6 +275,35 @@ def test_a_training_merges_its_single_tasks_and_is_then_cut(tmp_path):
         others = [n for n, p in model.network.named_parameters() if n.startswith("heads.") and n not in own]
         assert all(torch.equal(trained[n], before[n]) for n in others), "other heads do not move"
     assert pruning.mask and model.active == list(TASKS) and not callback.models
+
+
+def test_models_that_are_cut_before_they_are_merged_keep_their_masks(tmp_path):
+    seen = {}
+
+    class Watched(CutThenMerge):
+        def _merge(self, trainer, module):
+            seen["models"], seen["masks"] = dict(self.models), dict(self.masks)
+            super()._merge(trainer, module)
+            seen["end"] = {n: v.clone() for n, v in module.network.state_dict().items()}
+
+    model, data = build()
+    pruning = Pruning(Sparsity(0.5), batches=2, schedule=OneShot(3), silence=False)
+    fit(settings(model), data, [pruning, Watched(Average(), scales=(1.0,))], tmp_path, 4)
+    assert list(seen["masks"]) == list(TASKS) and not same(*list(seen["masks"].values())[:2])
+    for task, mask in seen["masks"].items():
+        sizes = [m.numel() for m in mask.values()]
+        assert sum(int((~m).sum()) for m in mask.values()) == round(0.5 * sum(sizes)), "the budget of its own model"
+        assert all(not seen["models"][task][n][~m].any() for n, m in mask.items()), "trained under its mask"
+    shared = [n for n in seen["masks"]["seg"] if n.startswith("backbone.")]
+    for name in shared:
+        wanted = torch.stack([m[name] for m in seen["masks"].values()]).any(0)
+        assert not seen["end"][name][~wanted].any(), "what no task kept is gone"
+    weights = dict(model.network.named_parameters())
+    zeros = sum(int((weights[n] == 0).sum()) for n in pruning.mask if weights[n].dim() > 1)
+    assert zeros >= round(0.5 * sum(weights[n].numel() for n in pruning.mask if weights[n].dim() > 1))
+    with pytest.raises(ValueError, match="pruning callback beside it"):
+        other, more = build()
+        fit(other, more, [CutThenMerge()], tmp_path, 4)
 
 
 def test_a_training_chooses_its_scale_on_validation(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from cut.cli import main as cut_main
 from experiments import demo, summary, timing
 from experiments.tables import comparison, replaced
+from tests.experiments.test_report import Page
 from tests.experiments.test_run import TINY
 
 
@@ -65,7 +66,9 @@ def test_the_demo_delivers(out, tmp_path, capsys):
             assert row["sparsity"] == pytest.approx(0.9, abs=5e-4)
         assert {k.split("/")[0] for k in row["metrics"]} == {"seg", "normal", "depth"}
     page = (out / "report.html").read_text()
-    assert "http://" not in page.replace("http://www.w3.org", "") and "data:image" in page
+    found = [a.get("src") or a.get("href") or "" for _, a in Page(page).found]
+    assert "data:image" in page and not any(a.startswith("http") for a in found)
+    assert len(list((out / "pictures").glob("*.png"))) == 2 * 3, "the dense model's, to be shown without its weights"
     Image.fromarray(np.full((50, 70, 3), 128, np.uint8)).save(tmp_path / "p.png")
     for model in ("cut.onnx", "cut-channels.onnx", "compact"):
         assert cut_main(["predict", str(out / model), str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png")]) == 0

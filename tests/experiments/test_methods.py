@@ -38,7 +38,8 @@ def arguments(method, folder, epochs, *more):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
-    run(arguments("dense", folder, 1, "--snapshots=[0]"))
+    library = {"class_path": "experiments.experts.FillLibrary", "init_args": {"batches": 1, "share": None}}
+    run(arguments("dense", folder, 1, "--snapshots=[0]", f"--trainer.callbacks={json.dumps([library])}"))
     snapshot = folder / "dense/epoch-0.ckpt"
     snapshot.with_name("epoch-5.ckpt").write_bytes(snapshot.read_bytes())
     return folder
