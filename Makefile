@@ -137,4 +137,4 @@ rooms: $(if $(RENDER),$(VENV)/.render,$(STAMP)) ## Render rooms: N=100 SIZE=96x1
 clean: ## Remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint format bench tables figures report results docs weights fashion-mnist rooms clean
+.PHONY: help setup demo test test-all lint format bench tables figures report results docs notebooks weights fashion-mnist rooms clean
