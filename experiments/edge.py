@@ -20,7 +20,7 @@ from experiments.recipe import FIRST_RATE, KEPT, RATE, SEEDS, dense, pruned
 
 LATENCIES = (0.75, 0.5, 0.35)
 SELECTIONS: tuple[tuple[str, ...], ...] = (("seg", "depth"), KEPT)
-METHODS = ("cut-channels", "group-taylor", "group-norm")
+METHODS = ("cut-channels", "cut-channels-plus", "group-taylor", "group-norm")
 WIDTH = "width"
 ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written for
 # Seeds of each model, and the epochs of its dense training where they are not the recipe's.

@@ -29,7 +29,7 @@ VARIES = {
     **dict.fromkeys(("cut-majority", "cut-intersection", "cut-mean", "cut-max", "cut-weighted", "cut-falling"), "cut"),
     **dict.fromkeys(("cut-reference", "cut-squared", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
     **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
-    **dict.fromkeys(("cut-channels", "cut-channels-weights"), "cut"),
+    **dict.fromkeys(("cut-channels", "cut-channels-plus", "cut-channels-weights"), "cut"),
     **dict.fromkeys(("taps", "rcm"), "dense-longer"),
     **dict.fromkeys(("merge-then-cut", "cut-then-merge"), "cut"),
     **dict.fromkeys(("similar-tasks", "similar-tasks-all", "similar-tasks-random"), "cut"),
