@@ -133,14 +133,13 @@ def test_the_command_line_draws_what_there_is(tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures"
     assert figures.main(["--records", str(tmp_path), "--out", str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 7 and said[0] == "skipped sparsity: no records for it; run the grid 'rooms'"
+    assert len(said) == len(figures.FIGURES) and said[0] == "skipped sparsity: no records for it; run the grid 'rooms'"
     assert said[4].endswith("run the grid 'recovery' or 'rooms'") and not out.exists()
     for r in made().values():
         r.write(tmp_path)
     assert figures.main(["--records", str(tmp_path), "--out", str(out)]) == 0
     assert {line.split(":")[0] for line in capsys.readouterr().out.splitlines()} == {
-        "skipped latency",
-        "skipped megabytes",
+        *(f"skipped {n}" for n in ("latency", "megabytes", "newtask", "newtask-groups", "fashion-mnist"))
     }
     names = ["layers", "recovery", "size", "sparsity", "watershed"]
     assert sorted(p.name for p in out.iterdir()) == sorted(f"{n}.{k}" for n in names for k in ("svg", "png"))
@@ -159,5 +158,6 @@ def test_the_same_records_give_the_same_file(tmp_path):
 
 
 def test_rooms_and_recovery_are_the_grids_it_asks_for():
-    assert {g for sources in figures.FIGURES.values() for g, _ in sources} == {"rooms", "recovery", "edge"}
+    asked = {g for sources in figures.FIGURES.values() for g, _ in sources}
+    assert asked == {"rooms", "recovery", "edge", "newtask", "newtask-groups", "fashion-mnist"} <= set(grids.GRIDS)
     assert isinstance(grids.GRIDS, dict) and isinstance(tidy(ROOMS, {}), pd.DataFrame)
