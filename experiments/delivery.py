@@ -220,7 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("grid", help=f"of {', '.join(GRIDS)}")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/rooms")
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--int8", nargs="*", default=["cut-channels", "cut-channels-plus", "dense-longer"], help="methods with int8 files")
+    parser.add_argument(
+        "--int8",
+        nargs="*",
+        default=["cut-channels", "cut-channels-plus", "dense-longer"],
+        help="methods with int8 files",
+    )
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
         print(f"error: no grid {args.grid!r}; allowed: {', '.join(GRIDS)}", file=sys.stderr)

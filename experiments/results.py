@@ -74,18 +74,27 @@ def levels(grid: Grid, frame: pd.DataFrame) -> list[float]:
     return [level(row, float(achieved)) for row, achieved in zip(grid.rows, frame["sparsity"], strict=True)]
 
 
+def _form(record: Record) -> str:
+    """What a record's run puts out: the compact model, or the dense one with the kept heads.
+
+    A run without a budget whose tasks have tensors of their own beside the network's puts out more than the dense
+    network is: all of that is deployed, and counts.
+    """
+    sizes = {form: cost.get("params", 0) for form, cost in record.cost.items()}
+    grown = sizes.get("compact", 0) > sizes.get("dense_all_heads", 0)
+    if record.budget.get("target") is not None or grown:
+        return "compact"
+    return "kept_heads" if record.dropped_tasks else "dense_all_heads"
+
+
 def costs(record: Record) -> dict[str, float]:
-    """Size and MACs of what a record's run puts out: the compact model, or the dense one with the kept heads."""
-    pruned = record.budget.get("target") is not None
-    form = "compact" if pruned else "kept_heads" if record.dropped_tasks else "dense_all_heads"
-    return {k: record.cost[form][k] for k in COSTS}
+    """Size and MACs of what a record's run puts out."""
+    return {k: record.cost[_form(record)][k] for k in COSTS}
 
 
 def latency(record: Record) -> float:
     """Median milliseconds for one picture of what a record's run puts out, in PyTorch on one thread."""
-    pruned = record.budget.get("target") is not None
-    form = "compact" if pruned else "kept_heads" if record.dropped_tasks else "dense_all_heads"
-    return float(record.cost[form]["latency"]["median_ms"])
+    return float(record.cost[_form(record)]["latency"]["median_ms"])
 
 
 def _joined_sparsity(found: Sequence[Record]) -> float:

@@ -7,8 +7,9 @@ import pytest
 
 from experiments.cell import Cell
 from experiments.grid import Grid, Row
-from experiments.results import collect, level, levels, tidy
+from experiments.results import collect, costs, level, levels, tidy
 from tests.experiments.grid_records import BASE, TASKS, by_id, cell, dense_cell, record
+from tests.experiments.grid_records import form as made
 
 SEEDS = (1, 2, 3)
 WORSE = {1: 0.9, 2: 0.8, 3: 0.95}  # factor on seg/miou by seed
@@ -192,3 +193,10 @@ def test_a_grid_can_report_validation():
         r.metrics["val"] = {k: 2 * v for k, v in r.metrics["test"].items()}
     found = only(tidy(grid(row(), split="val"), records))
     assert found["seg/miou"] == pytest.approx(0.8 * np.mean(list(WORSE.values())))
+
+
+def test_a_run_whose_tasks_have_tensors_of_their_own_counts_all_that_is_deployed():
+    forms = {"dense_all_heads": made(1_000_000), "kept_heads": made(900_000), "compact": made(2_500_000)}
+    assert costs(record(dense_cell(), cost=forms))["params"] == 2_500_000
+    forms["compact"] = made(900_000)
+    assert costs(record(dense_cell(), cost=forms))["params"] == 1_000_000
