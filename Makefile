@@ -42,11 +42,16 @@ demo: $(STAMP) ## Dense model, cut for TASKS="seg normal depth" at SPARSITY=0.9,
 	-@$(PY) -m cut.weights mobilenetv2_100 || echo "no pre-trained weights: the demo trains from random ones"
 	$(PY) -m experiments.demo --tasks $(TASKS) --sparsity $(SPARSITY)
 
-test: lint ## Lint, types and the fast tests
-	$(PY) -m pytest
+# Tests run side by side, one thread each; TESTERS=0: one after the other, in one process.
+TESTERS ?= auto
+test test-all: export OMP_NUM_THREADS ?= 1
+PYTEST = $(PY) -m pytest --numprocesses $(TESTERS) --maxprocesses 8 --dist loadfile
 
-test-all: lint ## The same with the slow tests
-	$(PY) -m pytest -m "slow or not slow"
+test: lint ## Lint, types and the fast tests
+	$(PYTEST)
+
+test-all: $(VENV)/.docs lint ## The same with the slow tests
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	$(PY) -m ruff format --check .

@@ -101,7 +101,7 @@ def test_settings_reach_into_what_is_not_there_and_replace_what_is_whole(folder)
 
 
 def test_an_unknown_config_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match=r"no config 'logger/nowhere'; logger has csv, none, wandb"):
+    with pytest.raises(ValueError, match=r"no config 'logger/nowhere'; logger has csv, none, tensorboard, wandb"):
         _ = Cell((*NAMES[:4], "logger/nowhere")).id
 
 
