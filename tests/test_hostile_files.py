@@ -372,7 +372,16 @@ def test_a_model_loads_where_only_torch_timm_safetensors_and_cut_are(own, tmp_pa
     named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
     packages = {d.replace(">", "[").replace("<", "[").split("[")[0].replace("-", "_") for d in named}
     # timm stands on these itself.
-    allowed = {"torch", "timm", "safetensors", "torchvision", "numpy", "pillow", "pyyaml"}
+    allowed = {
+        "cut",
+        "torch",
+        "timm",
+        "safetensors",
+        "torchvision",
+        "numpy",
+        "pillow",
+        "pyyaml",
+    }  # cut: extras of extras
     modules = packages - allowed | {
         "pytorch_lightning",
         "lightning_fabric",
