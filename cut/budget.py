@@ -106,34 +106,62 @@ def scored_units(scores: Mapping[str, Scores]) -> int:
     return sum({n: s.numel() for per in scores.values() for n, s in per.items()}.values())
 
 
-def _exact(ranking: Ranking, kept: int, front: Mask | None, cut: Mask | None, what: str) -> Mask:
-    """The mask that keeps ``kept`` units; says which budget is out of reach and why."""
-    least = sum(int((m & ~cut[n] if cut and n in cut else m).sum()) for n, m in (front or {}).items())
-    if kept < least:
-        raise ValueError(
-            f"{what} keeps {kept} weights, but the floor needs {least}: raise the budget or lower the floor"
-        )
-    return best(ranking, kept, front, cut)
+class Counted:
+    """Shared by budgets that say how many single weights go: along the ranking, to the unit.
+
+    A budget of this kind has ``told``, its words for errors, and says what it counts and how much of that goes.
+    """
+
+    told: str
+
+    def total(self, size: Size) -> int:
+        """All that the budget counts: the Conv and Linear weights."""
+        return size.prunable
+
+    def zeros(self, size: Size) -> float:
+        """How much of it the whole budget cuts; below 0 where the model is smaller as it is."""
+        raise NotImplementedError
+
+    def mask(
+        self,
+        scores: Mapping[str, Scores],
+        fusion: Fusion,
+        size: Size,
+        front: Mask | None = None,
+        cut: Mask | None = None,
+        fraction: float = 1.0,
+    ) -> Mask:
+        """The mask with exactly ``round(fraction x zeros)`` zeros.
+
+        Raises:
+            ValueError: If the floor keeps more, or fewer weights have a score than must go.
+        """
+        return best(fusion(scores), self.kept(scores, size, front, cut, fraction), front, cut)
+
+    def kept(
+        self, scores: Mapping[str, Scores], size: Size, front: Mask | None, cut: Mask | None, fraction: float
+    ) -> int:
+        """How many scored weights the mask keeps.
+
+        Raises:
+            ValueError: If the floor keeps more, or fewer weights have a score than must go.
+        """
+        scored, zeros = scored_units(scores), max(0.0, self.zeros(size))
+        if round(zeros) > scored:
+            never = self.total(size) - scored
+            raise ValueError(
+                f"{self.told} is out of reach: {never} are never cut, only {scored} are reached by a gradient"
+            )
+        kept = scored - round(fraction * zeros)
+        least = sum(int((m & ~cut[n] if cut and n in cut else m).sum()) for n, m in (front or {}).items())
+        if kept < least:
+            raise ValueError(
+                f"{self.told} keeps {kept} weights, but the floor needs {least}: raise the budget or lower the floor"
+            )
+        return kept
 
 
-def _down_to(
-    target: int,
-    now: int,
-    scores: Mapping[str, Scores],
-    fusion: Fusion,
-    front: Mask | None,
-    cut: Mask | None,
-    fraction: float,
-    what: str,
-) -> Mask:
-    """The mask that leaves ``target`` of ``now`` numbers, or goes that fraction of the way; a smaller model is kept."""
-    scored, zeros = scored_units(scores), max(0, now - target)
-    if zeros > scored:
-        raise ValueError(f"{what} is out of reach: {now - scored} are never cut")
-    return _exact(fusion(scores), scored - round(fraction * zeros), front, cut, what)
-
-
-class Sparsity:
+class Sparsity(Counted):
     """Cut until a fraction of the Conv and Linear weights of backbone and kept heads is zero.
 
     Args:
@@ -143,36 +171,18 @@ class Sparsity:
     def __init__(self, target: float) -> None:
         if not 0 <= target < 1:
             raise ValueError(f"sparsity {target}; allowed: 0 <= sparsity < 1 (the fraction removed)")
-        self.target = target
+        self.target, self.told = target, f"sparsity {target}"
 
-    def mask(
-        self,
-        scores: Mapping[str, Scores],
-        fusion: Fusion,
-        size: Size,
-        front: Mask | None = None,
-        cut: Mask | None = None,
-        fraction: float = 1.0,
-    ) -> Mask:
-        """The mask with exactly ``round(fraction x target x size.prunable)`` zeros.
-
-        Raises:
-            ValueError: If the floor keeps more, or fewer weights have a score than must go.
-        """
-        zeros = round(fraction * self.target * size.prunable)
-        scored = scored_units(scores)
-        if zeros > scored:
-            raise ValueError(
-                f"sparsity {self.target} cuts {zeros} weights, but only {scored} are reached by a gradient"
-            )
-        return _exact(fusion(scores), scored - zeros, front, cut, f"sparsity {self.target}")
+    def zeros(self, size: Size) -> float:
+        """That fraction of the weights, not rounded yet: a schedule's step takes a part of it."""
+        return self.target * size.prunable
 
     def limits(self, cost: UnitCost) -> Amounts:
         """Over units: the largest number of Conv and Linear weights that may be left."""
         return {"weights": (1 - self.target) * cost.dense["weights"]}
 
 
-class Parameters:
+class Parameters(Counted):
     """Cut until a number of parameters is left, norms, biases and all.
 
     Args:
@@ -182,31 +192,22 @@ class Parameters:
     def __init__(self, target: int) -> None:
         if target < 1:
             raise ValueError(f"parameter budget {target}; allowed: at least 1")
-        self.target = int(target)
+        self.target, self.told = int(target), f"a budget of {int(target)} parameters"
 
-    def mask(
-        self,
-        scores: Mapping[str, Scores],
-        fusion: Fusion,
-        size: Size,
-        front: Mask | None = None,
-        cut: Mask | None = None,
-        fraction: float = 1.0,
-    ) -> Mask:
-        """The mask with exactly ``target`` parameters left (or that fraction of the way from all of them).
+    def total(self, size: Size) -> int:
+        """All parameters."""
+        return size.prunable + size.other
 
-        Raises:
-            ValueError: If the floor, or what is never cut, needs more.
-        """
-        now = size.prunable + size.other
-        return _down_to(self.target, now, scores, fusion, front, cut, fraction, f"a budget of {self.target} parameters")
+    def zeros(self, size: Size) -> float:
+        """All parameters but the target."""
+        return self.total(size) - self.target
 
     def limits(self, cost: UnitCost) -> Amounts:
         """Over units: the largest number of parameters that may be left."""
         return {"parameters": self.target}
 
 
-class Weights:
+class Weights(Counted):
     """Cut until a number of Conv and Linear weights is left: for models that must share a budget with others.
 
     Args:
@@ -216,24 +217,11 @@ class Weights:
     def __init__(self, target: int) -> None:
         if target < 1:
             raise ValueError(f"weight budget {target}; allowed: at least 1")
-        self.target = int(target)
+        self.target, self.told = int(target), f"a budget of {int(target)} weights"
 
-    def mask(
-        self,
-        scores: Mapping[str, Scores],
-        fusion: Fusion,
-        size: Size,
-        front: Mask | None = None,
-        cut: Mask | None = None,
-        fraction: float = 1.0,
-    ) -> Mask:
-        """The mask with exactly ``target`` weights left (or that fraction of the way from all of them).
-
-        Raises:
-            ValueError: If the floor, or what has no score, needs more.
-        """
-        now, what = size.prunable, f"a budget of {self.target} weights"
-        return _down_to(self.target, now, scores, fusion, front, cut, fraction, what)
+    def zeros(self, size: Size) -> float:
+        """All weights but the target."""
+        return size.prunable - self.target
 
     def limits(self, cost: UnitCost) -> Amounts:
         """Over units: the largest number of Conv and Linear weights that may be left."""
