@@ -26,6 +26,7 @@ from experiments import results, tracking
 from experiments.cell import Cell
 from experiments.grid import Grid
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 from experiments.selection import select
 
 ROOT = Path(__file__).parent.parent
@@ -245,23 +246,20 @@ def _view(args: argparse.Namespace, grids: Sequence[Grid]) -> None:
         print(view.save().url)
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 2 for bad input."""
     args = parse(argv)
-    try:
-        unknown = [g for g in args.grids if g not in GRIDS]
-        if unknown:
-            raise ValueError(f"no grid {unknown[0]!r}; allowed: {', '.join(GRIDS)}")
-        grids = [GRIDS[name]() for name in args.grids]
-        if args.what != "runs":
-            _view(args, grids)
-            return 0
-        out = args.out or ROOT / "runs/wandb"
-        count = sum(send(g, args.records, args.project, args.entity, out, args.online) for g in grids)
-        print(f"{count} runs" + ("" if args.online else f" kept offline; upload them with: wandb sync {out}/wandb/*"))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    unknown = [g for g in args.grids if g not in GRIDS]
+    if unknown:
+        raise ValueError(f"no grid {unknown[0]!r}; allowed: {', '.join(GRIDS)}")
+    grids = [GRIDS[name]() for name in args.grids]
+    if args.what != "runs":
+        _view(args, grids)
+        return 0
+    out = args.out or ROOT / "runs/wandb"
+    count = sum(send(g, args.records, args.project, args.entity, out, args.online) for g in grids)
+    print(f"{count} runs" + ("" if args.online else f" kept offline; upload them with: wandb sync {out}/wandb/*"))
     return 0
 
 

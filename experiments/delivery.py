@@ -32,6 +32,7 @@ from cut.records import machine
 from experiments.cell import Cell
 from experiments.grid import Grid
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 from experiments.results import is_dense
 
 ROOT = Path(__file__).parent.parent
@@ -214,6 +215,7 @@ def _form(timing: Timing, dense: Timing, precision: str, metrics: Mapping[str, f
     )
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what has a model and no delivery; 2 for bad input, 1 if a model is missing."""
     parser = argparse.ArgumentParser(prog="python -m experiments.delivery", description=__doc__.split("\n\n")[0])
@@ -228,8 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
-        print(f"error: no grid {args.grid!r}; allowed: {', '.join(GRIDS)}", file=sys.stderr)
-        return 2
+        raise ValueError(f"no grid {args.grid!r}; allowed: {', '.join(GRIDS)}")
     grid = GRIDS[args.grid]()
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
     todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]

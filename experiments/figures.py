@@ -21,6 +21,7 @@ from cut.records import Record
 from experiments import curves, delivery, devices, plots
 from experiments.grid import Grid
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 from experiments.results import Records, collect, delta, levels, tidy, variants
 from experiments.selection import epoch_metrics
 
@@ -148,27 +149,24 @@ def save(figure: Figure, path: Path) -> None:
             write_atomically(path.with_name(f"{path.name}.{kind}"), content.getvalue())
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw what there are records for; 2 for damaged records."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description="Draw figures from records.")
     parser.add_argument("--records", type=Path, help="default: each grid's folder in experiments/records")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/figures")
     args = parser.parse_args(argv)
-    try:
-        wanted = dict.fromkeys(g for sources in FIGURES.values() for g, _ in sources)
-        grids = {name: GRIDS[name]() for name in wanted if name in GRIDS}
-        kept = ROOT / "experiments/records"
-        records = {name: collect(grid, args.records or kept / grid.folder) for name, grid in grids.items()}
-        for name, sources in FIGURES.items():
-            drawn = (draw(grids[g], records[g]) for g, draw in sources if g in grids)
-            figure = next((f for f in drawn if f is not None), None)
-            if figure is None:
-                print(f"skipped {name}: no records for it; run the grid {' or '.join(repr(g) for g, _ in sources)}")
-            else:
-                save(figure, args.out / name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    wanted = dict.fromkeys(g for sources in FIGURES.values() for g, _ in sources)
+    grids = {name: GRIDS[name]() for name in wanted if name in GRIDS}
+    kept = ROOT / "experiments/records"
+    records = {name: collect(grid, args.records or kept / grid.folder) for name, grid in grids.items()}
+    for name, sources in FIGURES.items():
+        drawn = (draw(grids[g], records[g]) for g, draw in sources if g in grids)
+        figure = next((f for f in drawn if f is not None), None)
+        if figure is None:
+            print(f"skipped {name}: no records for it; run the grid {' or '.join(repr(g) for g, _ in sources)}")
+        else:
+            save(figure, args.out / name)
     return 0
 
 

@@ -32,6 +32,7 @@ from cut.files import write_atomically
 from experiments import curves, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 from experiments.results import Records, collect, levels, tidy
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +177,7 @@ def rendered(template: str, folder: str | Path | None = None) -> str:
         raise ValueError(f"template: {error}") from error
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Render every page, or one template; 2 for a wrong template or damaged records."""
     parser = argparse.ArgumentParser(prog="python -m experiments.findings", description="Render pages of results.")
@@ -186,12 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (args.template is None) != (args.out is None):
         parser.error("--template and --out belong together")
     pages = PAGES if args.template is None else {args.template: args.out}
-    try:
-        for template, page in pages.items():
-            write_atomically(page, rendered(template.read_text(encoding="utf-8"), args.records))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for template, page in pages.items():
+        write_atomically(page, rendered(template.read_text(encoding="utf-8"), args.records))
     return 0
 
 

@@ -23,6 +23,7 @@ from cut.data.taskonomy import Taskonomy
 from experiments import papers, quoted, render
 from experiments.backends import Backend, Local, Ray
 from experiments.papers import RECIPES, SETS
+from experiments.refusal import refusing
 from experiments.rooms import layouts
 from experiments.rooms.layouts import STAND_IN
 from experiments.sweep import Sweep, finish, run_cell
@@ -89,41 +90,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if nothing failed, 1 if cells did, 2 for bad input, 130 if stopped."""
     args = parse(argv)
     name, console = args.set, Console()
-    try:
-        if args.workers < 1 or args.threads < 1:
-            raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
-        if args.data is None and not (args.small or args.list):
-            raise ValueError(advice(name))
-        stand_in = args.data is None or is_stand_in(args.data)
-        folder = papers.folder(name, stand_in)
-        records, runs = args.records or ROOT / "experiments/records" / folder, args.runs or ROOT / "runs" / folder
-        grids = [papers.grid(name, r, stand_in, args.small, args.seeds) for r in RECIPES]
-        cells = list({c.id: c for g in grids for c in g.cells()}.values())
-        if args.list:
-            print("\n".join(c.id for c in cells))
-            return 0
-        failed = 0
-        if not args.render:
-            data = args.data or runs / "data"
-            if args.data is None and not is_stand_in(data):
-                layouts.write_layout(name, data)
-            check(name, data)
-            backend: Backend = (
-                Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
-            )
-            options = [f"--data.init_args.root={data.resolve()}"]
-            console.print(f"{papers.label(name, stand_in)}: {data}")
-            failed = finish(Sweep(cells, records, runs, backend, args.threads, args.keep, options), console)
-        if failed != 130:
-            for path in tables(name, stand_in, args.small, records, args.out):
-                console.print(str(path))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.workers < 1 or args.threads < 1:
+        raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
+    if args.data is None and not (args.small or args.list):
+        raise ValueError(advice(name))
+    stand_in = args.data is None or is_stand_in(args.data)
+    folder = papers.folder(name, stand_in)
+    records, runs = args.records or ROOT / "experiments/records" / folder, args.runs or ROOT / "runs" / folder
+    grids = [papers.grid(name, r, stand_in, args.small, args.seeds) for r in RECIPES]
+    cells = list({c.id: c for g in grids for c in g.cells()}.values())
+    if args.list:
+        print("\n".join(c.id for c in cells))
+        return 0
+    failed = 0
+    if not args.render:
+        data = args.data or runs / "data"
+        if args.data is None and not is_stand_in(data):
+            layouts.write_layout(name, data)
+        check(name, data)
+        backend: Backend = (
+            Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
+        )
+        options = [f"--data.init_args.root={data.resolve()}"]
+        console.print(f"{papers.label(name, stand_in)}: {data}")
+        failed = finish(Sweep(cells, records, runs, backend, args.threads, args.keep, options), console)
+    if failed != 130:
+        for path in tables(name, stand_in, args.small, records, args.out):
+            console.print(str(path))
     return failed
 
 

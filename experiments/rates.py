@@ -21,6 +21,7 @@ from experiments.cell import CONFIGS
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.recipe import rates
+from experiments.refusal import refusing
 
 ROOT = Path(__file__).parent.parent
 HEAD = """\
@@ -51,6 +52,7 @@ def choose(grid: Grid, records: Mapping[str, Record]) -> dict[str, dict[float, f
     return chosen
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file; 2 for records that are damaged or cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m experiments.rates", description=__doc__.split("\n\n")[0])
@@ -58,13 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=CONFIGS / "recipe/rates.yaml")
     args = parser.parse_args(argv)
     grid = GRIDS["rates"]()
-    try:
-        ids = {c.id for c in grid.cells()}
-        records = {i: read(args.records / f"{i}.json") for i in ids if (args.records / f"{i}.json").is_file()}
-        now, new = rates(), choose(grid, records)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    ids = {c.id for c in grid.cells()}
+    records = {i: read(args.records / f"{i}.json") for i in ids if (args.records / f"{i}.json").is_file()}
+    now, new = rates(), choose(grid, records)
     for row in grid.rows:
         cell = row.runs[0][0]
         if cell.id in records and cell.start is not None and cell.start.id in records:

@@ -31,6 +31,7 @@ from cut.speed import fast_enough
 from cut.structured import make_unit_mask, plan
 from experiments import edge
 from experiments.cell import CONFIGS, Cell
+from experiments.refusal import refusing
 from experiments.run import load_dense, parsed
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +155,7 @@ def told(shares: edge.Shares) -> str:
     return HEAD + yaml.safe_dump(plain, sort_keys=False)
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Search what has no share yet and write the file after each; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.shapes", description=__doc__.split("\n\n")[0])
@@ -165,18 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     shares: dict[str, Any] = {m: {t: dict(by) for t, by in found.items()} for m, found in edge.shares().items()}
     todo = [(m, t, how) for m, t, how in edge.wanted() if how not in shares.get(m, {}).get("+".join(t), {})]
     todo = [one for one in todo if args.only in one[0]]
-    try:
-        with Progress() as bar:
-            task = bar.add_task("shapes", total=len(todo))
-            for model, tasks, method in todo:
-                bar.update(task, description=f"{method}, {model}, {'+'.join(tasks)}")
-                found = searched(method, model, tasks, args.runs, args.notes, progress=False)
-                shares.setdefault(model, {}).setdefault("+".join(tasks), {})[method] = found
-                write_atomically(args.out, told(shares))
-                bar.advance(task)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with Progress() as bar:
+        task = bar.add_task("shapes", total=len(todo))
+        for model, tasks, method in todo:
+            bar.update(task, description=f"{method}, {model}, {'+'.join(tasks)}")
+            found = searched(method, model, tasks, args.runs, args.notes, progress=False)
+            shares.setdefault(model, {}).setdefault("+".join(tasks), {})[method] = found
+            write_atomically(args.out, told(shares))
+            bar.advance(task)
     return 0
 
 

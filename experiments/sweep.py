@@ -30,6 +30,7 @@ from cut.files import write_atomically
 from experiments.backends import Backend, Job, Local, Ray
 from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.5
@@ -339,46 +340,37 @@ def chosen(grids: Sequence[str], only: str = "") -> tuple[dict[str, Cell], dict[
     return cells, groups
 
 
+def places(grids: Sequence[str], records: Path | None, runs: Path | None) -> tuple[Path, Path]:
+    """Where the records and the runs of some grids are: where asked, else in the grids' one folder.
+
+    Raises:
+        ValueError: If they have more than one.
+    """
+    folders = {GRIDS[name]().folder for name in grids}
+    if len(folders) > 1 and None in (records, runs):
+        raise ValueError(f"these grids keep their records apart ({sorted(folders)}): sweep each folder's by itself")
+    folder = min(folders)
+    return records or ROOT / "experiments/records" / folder, runs or ROOT / "runs" / folder
+
+
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if nothing failed (others may be at some cells), 1 if some did, 2 bad input, 130 stopped."""
     args = parse(argv)
-    console = Console()
-    try:
-        cells, groups = chosen(args.grids, args.only)
-        if args.workers < 1 or args.threads < 1:
-            raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
-        cells, groups = {}, {}
-        grids = {name: GRIDS[name]() for name in args.grids}
-        folders = {g.folder for g in grids.values()}
-        if len(folders) > 1 and None in (args.records, args.runs):
-            raise ValueError(f"these grids keep their records apart ({sorted(folders)}): sweep each folder's by itself")
-        records = args.records or ROOT / "experiments/records" / min(folders)
-        runs = args.runs or ROOT / "runs" / min(folders)
-        for name, grid in grids.items():
-            for cell in grid.cells():
-                if args.only in cell.id:
-                    cells[cell.id] = cell
-                    groups.setdefault(cell.id, name)
-        if args.list:
-            for cell in missing(list(cells.values()), records, runs):
-                print(cell.id)
-            return 0
-        if not args.random_weights:
-            check_weights(missing(list(cells.values()), records, runs))
-        backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
-        work = Sweep(
-            list(cells.values()),
-            records,
-            runs,
-            backend,
-            args.threads,
-            args.keep,
-            groups=groups if args.wandb else None,
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return finish(work, console)
+    if args.workers < 1 or args.threads < 1:
+        raise ValueError(f"workers {args.workers}, threads {args.threads}; allowed: at least 1 each")
+    by_id, groups = chosen(args.grids, args.only)
+    records, runs = places(args.grids, args.records, args.runs)
+    cells = list(by_id.values())
+    if args.list:
+        for cell in missing(cells, records, runs):
+            print(cell.id)
+        return 0
+    if not args.random_weights:
+        check_weights(missing(cells, records, runs))
+    backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
+    named = groups if args.wandb else None
+    return finish(Sweep(cells, records, runs, backend, args.threads, args.keep, groups=named), Console())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cut.records import Record, read
 from experiments import curves, devices, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
+from experiments.refusal import refusing
 from experiments.summary import rows
 from experiments.timing import timed
 
@@ -122,6 +123,7 @@ def _demo(folder: Path, out: Path) -> None:
     write_atomically(page, readme(page.read_text()))
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Render the demo's table or a grid's; 2 for an unknown grid and for missing or damaged records."""
     parser = argparse.ArgumentParser(prog="make tables", description=__doc__.splitlines()[0])
@@ -130,17 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/tables")
     args = parser.parse_args(argv)
     kept = ROOT / "experiments/records"
-    try:
-        if args.grid is None:
-            _demo(args.records or kept / "demo", args.out)
-        elif args.grid in GRIDS:
-            grid = GRIDS[args.grid]()
-            write(grid, args.records or kept / grid.folder, args.out)
-        else:
-            raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.grid is None:
+        _demo(args.records or kept / "demo", args.out)
+    elif args.grid in GRIDS:
+        grid = GRIDS[args.grid]()
+        write(grid, args.records or kept / grid.folder, args.out)
+    else:
+        raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cut.data.rooms import Rooms
 from experiments.demo import DENSE_TASKS, GALLERY
+from experiments.refusal import refusing
 from experiments.report import page, pictures
 from experiments.tables import records
 
@@ -29,20 +30,17 @@ def demo_gallery(folder: Path) -> dict[str, Any]:
     return {"gallery": pictures.gallery(rooms), "classes": data.meta["classes"]}
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; 2 for damaged records, or without plotly."""
     parser = argparse.ArgumentParser(prog="make report", description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=ROOT / "experiments/records")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/report/index.html")
     args = parser.parse_args(argv)
-    try:
-        if not args.records.is_dir():
-            raise ValueError(f"no folder of records {str(args.records)!r}")
-        found = page.benchmark(args.records, progress=True)
-        path = page.write(args.out, found, **demo_gallery(args.records / "demo"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not args.records.is_dir():
+        raise ValueError(f"no folder of records {str(args.records)!r}")
+    found = page.benchmark(args.records, progress=True)
+    path = page.write(args.out, found, **demo_gallery(args.records / "demo"))
     print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB, {len(found['tables'])} tables)")
     return 0
 
