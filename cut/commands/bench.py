@@ -20,13 +20,13 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "bench",
         help="measure size, memory and latency of models side by side",
         description="Time models for one picture, each in a fresh process, in turns, on this machine, which should be "
         "idle. Ratios are to the first.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a file .onnx or .pte, a folder, or module:function")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="model file for the model of module:function")

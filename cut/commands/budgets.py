@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cut.budget import Budget, Parameters, Smallest, Sparsity
+from cut.commands import options
 
 _METRIC = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -23,6 +24,16 @@ WHY_NOT_WEIGHTS = {
     "bytes": "what single zero weights save on disk depends on how the file is stored, not on the mask",
     "latency": "single weights that are zero take as long as others",
 }
+
+
+def add(parser: argparse.ArgumentParser, examples: str = f"such as {EXAMPLES}") -> None:
+    """How much is cut, and in what units."""
+    parser.add_argument("--sparsity", type=options.sparsity, help="fraction of the weights (or channels) removed")
+    parser.add_argument("--budget", type=wish, action="append", default=[], metavar="WHAT=N", help=examples)
+    parser.add_argument("--units", choices=("weights", "channels"), default="weights", help="what is cut together")
+    parser.add_argument("--rounding", type=options.whole(1), default=1, help="layers keep a multiple of N channels")
+    parser.add_argument("--cap", type=options.positive_share, default=1.0, help="largest share of a layer that stays")
+    parser.add_argument("--floor", type=options.share, help="share of every layer that stays (default: at most 0.05)")
 
 
 @dataclass(frozen=True)

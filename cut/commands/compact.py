@@ -17,12 +17,12 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "compact",
         help="make a pruned model small",
         description="Remove dropped heads and dead channels for real; checked to give the same outputs.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser, "pruned model")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="the tasks to keep (default: all that it puts out)")

@@ -21,11 +21,11 @@ def add(commands: Any) -> None:
     """The command's options."""
     data = commands.add_parser("data", help="look at a data set")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="WHAT")
-    check = kinds.add_parser(
+    check = options.add_command(
+        kinds,
         "check",
         help="open every file of NYU-v2, Cityscapes or Tiny-Taskonomy and list what is wrong",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("path", type=Path, help="folder of the set")
     check.add_argument("--set", help="nyuv2, cityscapes or taskonomy; default: found from the folder")

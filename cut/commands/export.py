@@ -25,12 +25,12 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "export",
         help="write a model as an ONNX or ExecuTorch file",
         description="Write a model as a file for another runtime; every task's output is compared on pictures.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser)
     options.add_out(parser, "the file: .onnx, or .pte for ExecuTorch")

@@ -21,12 +21,12 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "fit",
         help="train a model, or fine-tune a pruned one further",
         description="Train a multi-task model with AdamW; of a pruned model, what is cut stays cut.",
         epilog=options.RESUMES + EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="of a new model's data, or the tasks to train")

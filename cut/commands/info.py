@@ -23,12 +23,12 @@ UNUSED = "used by no task that it puts out"
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "info",
         help="draw what a model's tasks share, with size and sparsity",
         description="Draw a model's tree by what its tasks share: parameters, bytes, sparsity of every part.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser)
     parser.add_argument("--depth", type=options.whole(0), default=2, help="levels of modules below a part (default: 2)")

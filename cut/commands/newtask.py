@@ -30,13 +30,13 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "newtask",
         help="cut a model for a task it was never trained for, by the masks of similar tasks",
         description="Let the masks of the most similar tasks of a library vote, cut once, adapt in a few steps. "
         "With --fill: cut the model for each of its own tasks and keep the masks in the library.",
         epilog=options.RESUMES + EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser, "dense pre-trained model")
     parser.add_argument("--library", type=Path, required=True, metavar="FOLDER", help="folder of the task masks")
@@ -48,14 +48,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--temperature", type=options.rate, help="votes by softmax(similarity / T) (default: equal)")
     parser.add_argument("--soft", action="store_true", help="let ranks vote instead of masks")
     parser.add_argument("--tie", choices=("magnitude", "taylor"), default="magnitude", help="orders equal votes")
-    parser.add_argument("--sparsity", type=options.sparsity, help="fraction of the weights (or channels) removed")
-    parser.add_argument(
-        "--budget", type=budgets.wish, action="append", default=[], metavar="WHAT=N", help="such as params=2e6"
-    )
-    parser.add_argument("--units", choices=("weights", "channels"), default="weights", help="what is cut together")
-    parser.add_argument("--rounding", type=options.whole(1), default=1, help="layers keep a multiple of N channels")
-    parser.add_argument("--cap", type=options.positive_share, default=1.0, help="largest share of a layer that stays")
-    parser.add_argument("--floor", type=options.share, help="share of every layer that stays (default: at most 0.05)")
+    budgets.add(parser, "such as params=2e6")
     parser.add_argument(
         "--batches",
         type=options.whole(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESUMES = "Stopped or killed, the same command goes on where it was; --restart begins anew.\n\n"
 SOURCE = "a folder with a model or a run, a Lightning checkpoint of ours, or module:function (see cut --help)"
@@ -58,6 +59,15 @@ def positive_share(text: str) -> float:
 
 share = number(0, 1, "0 to 1")
 sparsity = number(0, 1, "0 <= sparsity < 1 (the fraction removed)", closed=False)
+
+
+def add_command(
+    commands: Any, name: str, help: str, epilog: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """A command of its own; its examples are printed as they stand."""
+    return commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def add_source(parser: argparse.ArgumentParser, what: str = "model") -> None:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cut.commands import options
+
 EXAMPLES = """examples:
   cut predict runs/demo/cut.onnx room.jpg
   cut predict runs/demo/compact room.jpg --out seen.png --json
@@ -15,12 +17,12 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "predict",
         help="run a model on a picture and draw every task's prediction",
         description="Run a model on a picture and draw every task's prediction beside it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="an ONNX file, or the folder of a compact model")
     parser.add_argument("picture", type=Path, help="any picture file")

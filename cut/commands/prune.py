@@ -32,26 +32,19 @@ EXAMPLES = """examples:
 
 def add(commands: Any) -> None:
     """The command's options."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "prune",
         help="cut a model for chosen tasks to a budget and fine-tune it",
         description="Score every weight for each task, let the tasks vote, cut to an exact budget, fine-tune.",
         epilog=options.RESUMES + EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_source(parser, "dense model")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="the tasks to keep (default: all)")
-    parser.add_argument("--sparsity", type=options.sparsity, help="fraction of the weights (or channels) removed")
-    parser.add_argument(
-        "--budget", type=budgets.wish, action="append", default=[], metavar="WHAT=N", help=f"such as {budgets.EXAMPLES}"
-    )
-    parser.add_argument("--units", choices=("weights", "channels"), default="weights", help="what is cut together")
+    budgets.add(parser)
     parser.add_argument("--reduce", choices=("sum", "mean", "per_mac"), default="sum", help="how a channel is scored")
-    parser.add_argument("--rounding", type=options.whole(1), default=1, help="layers keep a multiple of N channels")
-    parser.add_argument("--cap", type=options.positive_share, default=1.0, help="largest share of a layer that stays")
     parser.add_argument("--inside", type=options.sparsity, help="sparsity of weights, cut inside the channels left")
     parser.add_argument("--share", type=options.share, default=0.5, help="vote share: 0 any, 0.5 half, 1 all tasks")
-    parser.add_argument("--floor", type=options.share, help="share of every layer that stays (default: at most 0.05)")
     parser.add_argument("--batches", type=options.whole(1), default=50, help="scoring batches (default: 50)")
     parser.add_argument(
         "--runtime", choices=("onnx", "executorch"), default="onnx", help="in which a latency is measured"
