@@ -140,6 +140,7 @@ def copy_of_the_project(folder: Path) -> Path:
 def run_slowly(path: Path, folder: Path) -> int:
     """Run all marked and quick shell blocks of a page in a copy of the project; returns how many were marked."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    environment.pop("OMP_NUM_THREADS", None)  # the suite's, whose tests run side by side; a newcomer has none
     count = 0
     for block in blocks(path.read_text()):
         if block.file:

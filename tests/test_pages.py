@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments import architecture
-from tests.pages import BLOCK, ROOT, blocks, commands, copy_of_the_project, pages, run_page, run_slowly
+from tests.pages import BLOCK, ROOT, blocks, commands, pages, run_page
 from tests.small_networks import Cnn, trained
 from tests.test_reference import LOSSES, batches
 
@@ -85,12 +85,6 @@ def test_its_code_runs(name, empty):
     torch.manual_seed(0)
     model = {"model": trained(Cnn()), "batches": batches(), "losses": LOSSES, "torch": torch, "folder": empty / "small"}
     assert run_page(ROOT / name, empty, model) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", having("slow"))
-def test_its_long_commands_run(name, tmp_path):
-    assert run_slowly(ROOT / name, copy_of_the_project(tmp_path)) > 0
 
 
 def anchors(text: str) -> set[str]:
