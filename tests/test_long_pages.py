@@ -1,4 +1,4 @@
-"""The commands on pages that take minutes, each run once in a copy of the project; README's in the order of the page."""
+"""Commands on pages that take minutes, each run once in a copy of the project; README's in the order of the page."""
 
 import pytest
 
