@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cut.files import write_atomically
 from cut.records import Record
 from experiments.cell import Cell
 from experiments.grid import Grid, Row
 from experiments.newtask import ALL, DEFAULT, RANDOM, SIMILAR, UNPRUNED
-from experiments.render import caption, number
+from experiments.render import caption, number, write_formats
 from experiments.results import Records, collect, costs, delta, variants
 from experiments.selection import epoch_metrics
-from experiments.typeset import Table, Text, latex, markdown
+from experiments.typeset import Table, Text, markdown
 
 CLIP = 100.0
 FACTS = ("head_seconds", "ready_seconds", "ready_memory")
@@ -280,15 +279,7 @@ def write(grid: Grid, records: str | Path, out: str | Path) -> list[Path]:
     found = collect(grid, records)
     frame = points(grid, found)
     said = f"{HOW} {caption(grid, found)}"
-    contents = {
-        "md": page(grid, frame, found),
-        "csv": frame.round(6).to_csv(index=False),
-        "tex": "\n".join(latex(t, said) for t in tables(grid, frame)),
-    }
-    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_atomically(path, content)
-    return paths
+    return write_formats(grid, out, page(grid, frame, found), frame, tables(grid, frame), said)
 
 
 def drawn(grid: Grid, frame: pd.DataFrame) -> pd.DataFrame:

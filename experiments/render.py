@@ -280,6 +280,18 @@ def page(grid: Grid, frame: pd.DataFrame, records: Records) -> str:
     return "\n\n".join(p.rstrip("\n") for p in parts) + "\n"
 
 
+def write_formats(
+    grid: Grid, out: str | Path, content: str, frame: pd.DataFrame, shown: Sequence[Table], said: str
+) -> list[Path]:
+    """Write a grid's page, its frame as CSV and its tables as LaTeX with a caption, each whole or not at all."""
+    tex = "\n".join(latex(t, said) for t in shown)
+    contents = {"md": content, "csv": frame.round(6).to_csv(index=False), "tex": tex}
+    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
+    for path, text in zip(paths, contents.values(), strict=True):
+        write_atomically(path, text)
+    return paths
+
+
 def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables"), more: str = "") -> list[Path]:
     """Write ``<grid>.md``, ``.csv`` (the tidy frame) and ``.tex``, each whole or not at all.
 
@@ -298,13 +310,5 @@ def write(grid: Grid, records: str | Path, out: str | Path = Path("docs/tables")
     """
     found = collect(grid, records)
     frame = tidy(grid, found)
-    said = caption(grid, found).replace("**", "")
-    contents = {
-        "md": page(grid, frame, found) + (f"\n{more}" if more else ""),
-        "csv": frame.round(6).to_csv(index=False),
-        "tex": "\n".join(latex(t, said) for t in tables(grid, frame)),
-    }
-    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_atomically(path, content)
-    return paths
+    content = page(grid, frame, found) + (f"\n{more}" if more else "")
+    return write_formats(grid, out, content, frame, tables(grid, frame), caption(grid, found).replace("**", ""))
