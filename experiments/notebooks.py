@@ -9,6 +9,7 @@ They lie in the repository without outputs; what they show is made here. Needs t
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -22,6 +23,8 @@ from cut.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 600  # seconds of one cell, before it is given up
+# A bar that libraries would draw with a widget is text in a page, and none of the page's matter.
+QUIET = "ignore:IProgress not found"
 
 
 def found(folder: Path, only: str = "") -> list[Path]:
@@ -65,8 +68,9 @@ def execute(path: Path, console: Console | None = None) -> Any:
     client = NotebookClient(notebook, timeout=LIMIT, resources=resources, on_cell_start=told)
     if sys.platform != "win32":
         client.create_kernel_manager().transport = "ipc"  # over TCP the kernel warns of listeners
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
     try:
-        client.execute()
+        client.execute(env={**os.environ, "PYTHONWARNINGS": warnings})
     except (CellExecutionError, CellTimeoutError) as error:
         raise ValueError(f"{path.name} failed: {re.sub(chr(27) + r'.*?m', '', str(error))}") from error
     return notebook

@@ -70,4 +70,10 @@ def test_a_notebook_runs_on_the_committed_records_in_three_minutes(path, tmp_pat
     notebook = notebooks.execute(path)
     assert time.perf_counter() - start < SECONDS
     page = notebooks.render(notebook, path.stem, tmp_path)
-    assert "Traceback" not in page.read_text()
+    assert "Traceback" not in page.read_text() and str(notebooks.ROOT) not in page.read_text()
+    assert not [o for c in notebook.cells for o in c.get("outputs", ()) if o.get("name") == "stderr"], "warnings"
+
+
+def test_a_page_says_nothing_of_widgets_that_are_not_there(tmp_path):
+    notebook = notebooks.execute(written(tmp_path, "import timm\nfrom tqdm.auto import tqdm\nprint('done')"))
+    assert [o.name for c in notebook.cells for o in c.get("outputs", ())] == ["stdout"]
