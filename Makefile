@@ -50,7 +50,7 @@ PYTEST = $(PY) -m pytest --numprocesses $(TESTERS) --maxprocesses 8 --dist loadf
 test: lint ## Lint, types and the fast tests
 	$(PYTEST)
 
-test-all: $(VENV)/.docs lint ## The same with the slow tests
+test-all: $(VENV)/.docs lint ## make test and the slow tests: commands of the docs, notebooks, browser (an hour)
 	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
@@ -109,7 +109,7 @@ figures: $(STAMP) ## Draw docs/figures from committed records
 report: $(STAMP) ## Write runs/report/index.html from committed records: tables, plots, pictures, one file
 	$(PY) -m experiments.report
 
-results: $(STAMP) ## Render docs/results.md from its template and the committed records
+results: $(STAMP) ## Render docs/results.md and docs/newtask.md from their templates and the committed records
 	$(PY) -m experiments.findings
 
 $(VENV)/.docs: $(STAMP)
