@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator
 
 from cut.records import Record
@@ -84,7 +85,9 @@ def _curve(axes: Axes, points: np.ndarray, bottom: float, style: dict[str, Any])
     axes.errorbar(x, np.maximum(y, bottom), np.where(below, np.nan, std), capsize=2, elinewidth=1, **style)
     for at, value in zip(x[below], y[below], strict=True):
         axes.plot(at, bottom, "v", markersize=9, markerfacecolor="white", color=style["color"], zorder=3)
-        axes.annotate(f"{value:.0f}", (at, bottom), (6, -3), textcoords="offset points", fontsize=8)
+        taken = sum(text.xy == (at, bottom) for text in axes.texts if isinstance(text, Annotation))  # by other curves
+        options: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": style["color"]}
+        axes.annotate(f"{value:.0f}", (at, bottom), (6, 9 * taken - 3), **options)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

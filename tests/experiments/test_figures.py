@@ -61,6 +61,15 @@ def test_delta_against_sparsity_marks_what_is_clipped():
     assert colours == [x.get_color() for x in layers.lines]  # a method has one colour
 
 
+def test_values_of_two_clipped_curves_do_not_lie_on_each_other():
+    frame = tidy(ROOMS, made())
+    low = frame[frame["method"] == "random"]
+    (axes,) = plots.against(pd.concat([frame, frame, low.assign(method="worse")]), "sparsity").axes
+    places = [(*t.xy, *t.xyann) for t in axes.texts]
+    assert len(set(places)) == len(places) >= 4
+    assert len({t.get_color() for t in axes.texts}) == 2  # a value has the colour of its curve
+
+
 def test_delta_against_size_is_over_millions():
     (axes,) = plots.against(tidy(ROOMS, made()), "nonzero").axes
     assert set(lines(axes)["cut"][:, 0]) == {0.08} and axes.get_xscale() == "log"
