@@ -54,7 +54,8 @@ def test_every_number_of_the_results_page_is_that_of_the_records():
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_committed_tables_are_those_of_the_records(name, tmp_path):
-    for path in write(GRIDS[name](), ROOT / "experiments/records/rooms", tmp_path):
+    grid = GRIDS[name]()
+    for path in write(grid, ROOT / "experiments/records" / grid.folder, tmp_path):
         assert (ROOT / "docs/tables" / path.name).read_text() == path.read_text()
 
 
