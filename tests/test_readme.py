@@ -11,7 +11,7 @@ from cut.cli import main as cut_main
 from cut.cost import size_on_disk
 from cut.records import read
 from experiments import papers, published
-from experiments.findings import rendered
+from experiments.findings import PAGES, rendered
 from experiments.grids import GRIDS
 from experiments.tables import readme, write
 from tests.small_networks import Cnn, trained
@@ -47,9 +47,9 @@ def test_its_tables_are_those_of_the_records():
     assert readme(README) == README
 
 
-def test_every_number_of_the_results_page_is_that_of_the_records():
-    template = (ROOT / "docs/results.template.md").read_text()
-    assert rendered(template, ROOT / "experiments/records/rooms") == (ROOT / "docs/results.md").read_text()
+@pytest.mark.parametrize("template", PAGES, ids=lambda p: p.name)
+def test_every_number_of_a_page_of_findings_is_that_of_the_records(template):
+    assert rendered(template.read_text()) == PAGES[template].read_text()
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,7 @@ def path(tmp_path_factory):
 def lacking(tmp_path_factory):
     """A page of the same records without those of SynFlow."""
     folder = tmp_path_factory.mktemp("lacking")
-    shutil.copytree(Path("experiments/records"), folder / "records")
+    shutil.copytree(command.ROOT / "experiments/records", folder / "records")
     gone = [f for f in (folder / "records/rooms").glob("*.json") if json.loads(f.read_text())["method"] == "synflow"]
     assert gone
     for file in gone:
