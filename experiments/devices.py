@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cut.files import write_atomically
 from experiments.delivery import FOLDER, Delivery, Form, collect
 from experiments.grid import Grid
-from experiments.render import caption, number
+from experiments.render import caption, number, write_formats
 from experiments.results import Records, delta, tidy
 from experiments.results import collect as collect_records
-from experiments.typeset import Table, Text, latex, markdown
+from experiments.typeset import Table, Text, markdown
 
 FORMS = ("runtime", "precision", "latency_ms", "latency_p95_ms", "latency_ratio", "latency_low", "latency_high")
 MEASURED = (*FORMS[2:], "file_bytes", "peak_bytes")
@@ -145,12 +144,5 @@ def write(grid: Grid, records: str | Path, out: str | Path, folder: str | Path =
     parts = [f"# {grid.title}", said]
     for one in tables(grid, files):
         parts += [f"## {one.title.removeprefix(grid.title + ': ')}", markdown(one).rstrip("\n")]
-    contents = {
-        "md": "\n\n".join(parts) + "\n",
-        "csv": files.round(6).to_csv(index=False),
-        "tex": "\n".join(latex(t, said.replace("**", "")) for t in tables(grid, files)),
-    }
-    paths = [Path(out) / f"{grid.name}.{kind}" for kind in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_atomically(path, content)
-    return paths
+    content = "\n\n".join(parts) + "\n"
+    return write_formats(grid, out, content, files, tables(grid, files), said.replace("**", ""))
