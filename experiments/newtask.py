@@ -51,11 +51,12 @@ MEASURES = {
     "LEEP": _measure("LEEP", experts=True),
     "gradient cosine": _measure("GradientCosine", experts=True),
 }
-# One change at a time to similar-task voting on Rooms, at 90 %.
-CHANGES: dict[str, dict[str, Any]] = {
-    "CKA": {f"{_SCORER}.similarity": MEASURES["CKA"]},
-    "soft votes": {f"{_SCORER}.soft": True},
-    "all scoring pictures": {f"{_SCORER}.batches": MANY, "pruning.batches": MANY},
+# One change at a time to similar-task voting on Rooms, and the budgets at which it is run.
+CHANGES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "CKA": (("90%",), {f"{_SCORER}.similarity": MEASURES["CKA"]}),
+    "soft votes": (("90%",), {f"{_SCORER}.soft": True}),
+    "all scoring pictures": (("90%",), {f"{_SCORER}.batches": MANY, "pruning.batches": MANY}),
+    "ties by Taylor": (("90%", "4 MB", "2 MB"), {f"{_SCORER}.tie": "taylor"}),
 }
 
 
@@ -159,11 +160,11 @@ def newtask_grid() -> Grid:
     for budget in BUDGETS:
         rows.append(_row(SIMILAR, runs(SIMILAR, budget), budget=budget, change=""))
         rows += [_row(m, runs(m, budget), budget=budget) for m in (RANDOM, ALL, *RIVALS)]
-        if budget == "90%":
-            rows += [
-                _row(SIMILAR, runs(SIMILAR, budget, more), budget=budget, change=change)
-                for change, more in CHANGES.items()
-            ]
+        rows += [
+            _row(SIMILAR, runs(SIMILAR, budget, more), budget=budget, change=change)
+            for change, (budgets, more) in CHANGES.items()
+            if budget in budgets
+        ]
     note = (
         f"Six tasks of Rooms, each left out in turn; MobileNetV2, the other five trained for {BASE_EPOCHS} epochs; "
         f"{NEIGHBOURS['rooms']} of 5 neighbours by {DEFAULT} (which sees 8 pictures), votes by masks of 80 % (weights) "
