@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from cut import checkpoint
+from cut.data.labelgroups import find, groups
 from cut.library import Library
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.newcomer import Newcomer
@@ -15,6 +17,7 @@ from experiments.adaptation import Adaptation, load_backbone
 from experiments.experts import EXPERTS, LIBRARY, WithExperts, any_loss
 from experiments.probe import fit_head
 from experiments.run import run
+from tests.data.idx_files import write_sets
 from tests.test_configs import line
 
 TINY = {"backbone": "test_efficientnet", "weights": None, "output_stride": None, "head": "light", "head_width": 8}
@@ -82,6 +85,43 @@ def test_a_dense_run_leaves_a_library_of_each_kind(folder):
         entries = Library(folder / "dense" / LIBRARY / units).entries()
         assert sorted(e.task for e in entries) == ["normal", "seg"] and all(e.units == units for e in entries)
         assert all(0 < e.density < 1 and e.ranks is not None for e in entries)
+
+
+def test_a_dense_run_on_label_groups_leaves_a_classifier_and_a_mask_of_each_group(tmp_path):
+    write_sets(tmp_path / "sets", 4)
+    options = {"batches": 1, "steps": 2, "batch_size": 8}
+    callbacks = [{"class_path": "experiments.experts.GroupLibrary", "init_args": options}]
+    of = find("fashion-base")
+    run(
+        [
+            *line("trainer/default", "data/labelgroups", "model/small_cnn", "pruning/dense", "logger/none"),
+            f"--data.init_args.group={of.name}",
+            f"--data.init_args.root={tmp_path / 'sets'}",
+            "--data.init_args.per_class=8",
+            "--data.init_args.held_per_class=2",
+            f"--model.init_args.network={json.dumps(TINY)}",
+            f"--pruning.tasks=[{of.name}]",
+            f"--trainer.callbacks={json.dumps(callbacks)}",
+            "--trainer.max_epochs=1",
+            "--trainer.num_sanity_val_steps=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--export=false",
+            f"--out={tmp_path / 'dense'}",
+            f"--records={tmp_path / 'records'}",
+        ]
+    )
+    expected = {g.name: len(g.classes) for g in groups("fashion-mnist").library}
+    entries = Library(tmp_path / "dense" / LIBRARY / "weights").entries()
+    assert {e.task for e in entries} == set(expected) and len(entries) == len(expected)
+    assert all(0 < e.density < 1 and e.ranks is None for e in entries)
+    assert len({e.digest for e in entries}) > 1  # each group was scored for itself
+    experts, dense = (checkpoint.load(tmp_path / "dense" / part).state_dict() for part in (EXPERTS, "compact"))
+    shared = [n for n in dense if n.startswith("backbone.")]
+    assert shared and all(torch.equal(experts[n], dense[n]) for n in shared)
+    for name, classes in expected.items():
+        head = [v for n, v in experts.items() if n.startswith(f"heads.{name}.") and n.endswith("bias")]
+        assert head[-1].shape == (classes,)
 
 
 @pytest.mark.parametrize("units", ["weights", "channels"])
