@@ -54,6 +54,7 @@ def fast_enough(
     write: Writer = export_onnx,
     suffix: str = ".onnx",
     highest: float = 1.0,
+    tolerance: float = 0.02,
     cache: Path | None = None,
     key: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -71,6 +72,7 @@ def fast_enough(
         write: Exports a network, as :func:`cut.export.export_onnx` does.
         suffix: Of the files, which says in which runtime they are timed.
         highest: The density that other budgets allow.
+        tolerance: A model at most so much faster than the target ends the search, relative; smaller takes more models.
         cache: See :func:`cut.search.search`.
         key: Likewise.
         progress: Show a bar.
@@ -98,6 +100,7 @@ def fast_enough(
             target,
             highest=highest,
             lowest=lowest,
+            tolerance=tolerance,
             cache=cache,
             key=key,
             progress=progress,
@@ -157,7 +160,7 @@ def prune_to_latency(
         floor_share: Share of every layer's channels that stays.
         rounding: Every layer keeps a multiple of so many channels.
         inputs: How to get the network's input from a batch.
-        options: As of :func:`fast_enough`: ``cache``, ``progress``, ``threads``, ``repeats`` and so on.
+        options: As of :func:`fast_enough`: ``tolerance``, ``cache``, ``progress``, ``threads`` and so on.
 
     Returns:
         The mask, and what was reached: density, latency and its spread.

@@ -69,6 +69,20 @@ def test_milliseconds_and_another_budget_are_met_together(files):
     assert found[next(k for k in found if k.endswith(f"/{reached.density}.onnx"))][2] <= 6000
 
 
+def test_a_wide_tolerance_makes_fewer_models_and_still_meets_the_target(files):
+    found, write = files
+    options = {"write": write, "progress": False}
+    made = {}
+    for tolerance in (0.01, 0.5):
+        found.clear()
+        torch.manual_seed(0)
+        model = Net(32)
+        _, reached = prune_to_latency(model, pictures(0), LOSSES, ["depth"], "0.5x", tolerance=tolerance, **options)
+        assert 0.25 <= reached.reading.value <= 0.5
+        made[tolerance] = len(found)
+    assert made[0.5] < made[0.01]
+
+
 def test_what_the_floor_forbids_is_not_tried(files):
     _, write = files
     with pytest.raises(ValueError, match="cannot be met"):
