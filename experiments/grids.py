@@ -96,6 +96,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "reconstruction in 2 rounds": ("cut-reconstructed", {"pruning.rounds": 2}),
     "reconstruction in 4 rounds": ("cut-plus", {"pruning.rounds": 4}),
     "reconstruction in 8 rounds (cut-plus)": ("cut-plus", {}),
+    "reconstruction in 16 rounds": ("cut-plus", {"pruning.rounds": 16}),
     "cut-plus, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
     "cut-plus, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
     "cut-plus, squared scores": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
