@@ -1,3 +1,5 @@
+"""Schedules: which share of the budget is cut at which epoch."""
+
 import itertools
 
 import pytest
