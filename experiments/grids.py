@@ -69,6 +69,7 @@ def rooms_grid() -> Grid:
 
 DISTILLATION = {"class_path": "cut.distillation.Distillation"}
 ITERATIVE = {"class_path": "cut.schedules.Iterative", "init_args": {"rounds": 3, "every": 1, "final_sparsity": 0.95}}
+POWER = "pruning.scorer.init_args.power"
 GRADUAL = {"class_path": "cut.schedules.Gradual", "init_args": {"start": 0, "end": 3}}
 # What was tried for cut-plus, one change at a time on CUT: a config, and options on top.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,6 +85,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "distillation": ("cut-distilled", {}),
     "batch norm recalibrated": ("cut-recalibrated", {}),
     "squared scores": ("cut-squared", {}),
+    "gradient times squared weight": ("cut", {POWER: 2}),
     "normalised by layer": ("cut-per-layer", {}),
     "falling vote share": ("cut-falling", {}),
     "union": ("disparse", {}),
@@ -100,6 +102,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "cut-plus, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
     "cut-plus, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
     "cut-plus, squared scores": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
+    "cut-plus, gradient times squared weight": ("cut-plus", {POWER: 2}),
     "cut-plus, mean of scores": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
     "cut-plus, union": ("cut-plus", {"pruning.fusion.init_args.share": 0.0}),
     "cut-plus, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
@@ -266,7 +269,7 @@ def subsets_grid() -> Grid:
                 continue
             settings = {"pruning.voters": list(FOUR)} if voters == "all tasks" else {}
             rows.append(Row("cut", ((pruned("cut", 0.9, 1, tasks, settings=settings),),), {"scored": voters}))
-    note = "CUT at 90 %, seed 1; ms: PyTorch, one thread."
+    note = "CUT at 90 %, seed 1; ms: PyTorch, one thread, beside another run."
     return Grid("subsets", "Every subset of the tasks", tuple(rows), note=note, by_task=True)
 
 
