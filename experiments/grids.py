@@ -191,6 +191,8 @@ OTHERS = (
     "cut-reconstructed",
     "magnitude-reconstructed",
 )
+# Rows of table-rooms whose first seed stands beside the others.
+BESIDE = ("magnitude", "taylor", "disparse", "cut", "cut-plus")
 # Conv and Linear weights of the benchmark's MobileNetV2: the backbone, and the head of each task.
 BACKBONE_WEIGHTS, HEAD_WEIGHTS = 1_780_160, {"seg": 39_584, "normal": 38_816, "depth": 38_688}
 
@@ -209,14 +211,15 @@ def separate(sparsity: float, seed: int) -> tuple[Cell, ...]:
 
 
 def methods_grid() -> Grid:
-    """Every other method at 70 and 90 %, seed 1."""
+    """Every other method at 70 and 90 %, seed 1, beside a few of table-rooms."""
     rows = []
     for sparsity in (0.7, 0.9):
-        rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in OTHERS]
+        rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in (*OTHERS, *BESIDE)]
         rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
         rows.append(Row("separate", (separate(sparsity, 1),), level=sparsity))
     rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE, level=0.9),),), level=0.9))
-    return Grid("methods", "Every other method", tuple(rows), longer([1]), note="joint is snip's run.")
+    note = f"joint is snip's run; {', '.join(BESIDE)}: seed 1 of table-rooms."
+    return Grid("methods", "Every other method", tuple(rows), longer([1]), note=note)
 
 
 # The reference's rule has neither floor nor silencing; its keep ratio is the one of its 90 %.
