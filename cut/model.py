@@ -41,6 +41,25 @@ def factor(schedule: Schedule, progress: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
 
 
+def _check(
+    schedule: Schedule, interval: Interval, warmup: float, families: tuple[str, ...], backbone_rate: float
+) -> None:
+    """Refuse choices that :class:`MultiTaskModel` does not have."""
+    for entry, value, allowed in (
+        ("schedule", schedule, get_args(Schedule)),
+        ("interval", interval, get_args(Interval)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{entry} {value!r}; allowed: {', '.join(map(repr, allowed))}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup {warmup}; allowed: 0 <= warmup < 1 (a share of the training)")
+    if not 0 < backbone_rate < math.inf:
+        raise ValueError(f"backbone_rate {backbone_rate}; allowed: above 0 (a share of the heads' learning rate)")
+    unknown = sorted(set(families) - {"corrected", "legacy"})
+    if unknown or not families:
+        raise ValueError(f"metric families {families}; allowed: 'corrected', 'legacy'")
+
+
 class MultiTaskModel(pl.LightningModule):
     """Train, validate and test a multi-task network.
 
@@ -64,6 +83,8 @@ class MultiTaskModel(pl.LightningModule):
         width: Share of every layer's channels, heads and neurons that the network is built with (:mod:`cut.widths`),
             in (0, 1], channels rounded to multiples of 8 as timm's own width multipliers do; below 1 the network's
             ``weights`` must be None.
+        backbone_rate: The backbone's learning rate as a share of the heads', above 0; below 1 where pre-trained
+            features are to be kept (a ViT) while heads start from nothing.
     """
 
     def __init__(
@@ -78,19 +99,10 @@ class MultiTaskModel(pl.LightningModule):
         families: tuple[str, ...] = ("corrected",),
         channels_last: bool = False,
         width: float = 1.0,
+        backbone_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        for entry, value, allowed in (
-            ("schedule", schedule, get_args(Schedule)),
-            ("interval", interval, get_args(Interval)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{entry} {value!r}; allowed: {', '.join(map(repr, allowed))}")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup {warmup}; allowed: 0 <= warmup < 1 (a share of the training)")
-        unknown = sorted(set(families) - {"corrected", "legacy"})
-        if unknown or not families:
-            raise ValueError(f"metric families {families}; allowed: 'corrected', 'legacy'")
+        _check(schedule, interval, warmup, families, backbone_rate)
         self.tasks: dict[str, Task] = {t.name: t for t in tasks}
         if len(self.tasks) != len(tasks):
             raise ValueError(f"two tasks have the same name: {[t.name for t in tasks]}")
@@ -111,10 +123,11 @@ class MultiTaskModel(pl.LightningModule):
                 "families": list(families),
                 "channels_last": channels_last,
                 "width": width,
+                "backbone_rate": backbone_rate,
             }
         )
         self.optimizer, self.schedule, self.warmup = optimizer, schedule, warmup
-        self.scheduler, self.interval = scheduler, interval
+        self.scheduler, self.interval, self.backbone_rate = scheduler, interval, backbone_rate
         self.order = torch.channels_last if channels_last else torch.contiguous_format
         # What callbacks add to the training loss, of (batch, outputs), and factors on the tasks' loss weights.
         self.extras: list[Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]] = []
@@ -279,9 +292,20 @@ class MultiTaskModel(pl.LightningModule):
         """Metrics over the whole test set."""
         self._report("test")
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser; of two groups, the heads' and the backbone's, if they learn at different rates."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        slow = {id(p) for p in self.network.backbone.parameters()} if self.backbone_rate != 1 else set()
+        groups = [[p for p in trained if id(p) not in slow], [p for p in trained if id(p) in slow]]
+        if not all(groups):
+            return self.optimizer(trained)
+        optimizer = self.optimizer([{"params": group} for group in groups])
+        optimizer.param_groups[1]["lr"] *= self.backbone_rate
+        return optimizer
+
     def configure_optimizers(self) -> Any:
         """The optimiser over what is not frozen, and the schedule."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._optimizer()
         if self.scheduler is not None:
             return {
                 "optimizer": optimizer,

@@ -23,9 +23,8 @@ SELECTIONS: tuple[tuple[str, ...], ...] = (("seg", "depth"), KEPT)
 METHODS = ("cut-channels", "cut-channels-plus", "group-taylor", "group-norm")
 WIDTH = "width"
 ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written for
-# Seeds of each model, and the epochs of its dense training where they are not the recipe's.
+# Seeds of each model.
 MODELS: dict[str, tuple[int, ...]] = {"mobilenetv2": SEEDS[:2], "resnet18": SEEDS[:2], "vit_small": SEEDS[:1]}
-EPOCHS = {"resnet18": 15, "vit_small": 15}
 # The ViT also learns a task with one label per picture, and is also cut by single weights.
 VIT = "vit_small"
 VIT_TASKS = ("seg", "normal", "depth", "edge", "scene")
@@ -43,10 +42,7 @@ def shares() -> Shares:
 
 def start(model: str, seed: int) -> Cell:
     """The dense run that models are cut from."""
-    settings: dict[str, Any] = {"trainer.max_epochs": EPOCHS[model]} if model in EPOCHS else {}
-    if model == VIT:
-        settings["data.init_args.tasks"] = list(VIT_TASKS)
-    return dense(seed, model, settings)
+    return dense(seed, model, _data(model))
 
 
 def selections(model: str) -> tuple[tuple[str, ...], ...]:

@@ -15,7 +15,7 @@ from experiments.edge import channels_grid, edge_grid
 from experiments.fashion import fashion_grid
 from experiments.grid import Grid, Row
 from experiments.newtask import groups_grid, newtask_grid
-from experiments.recipe import FIRST_RATE, KEPT, RATES, SEEDS, dense, floor, longer, pruned
+from experiments.recipe import EPOCHS, FIRST_RATE, KEPT, RATES, SEEDS, dense, floor, longer, pruned
 
 # The methods of table-rooms, in its order.
 METHODS = (
@@ -277,20 +277,20 @@ def subsets_grid() -> Grid:
 
 
 BACKBONES = ("mobilenetv2", "efficientnet_lite0", "resnet18", "vit_small")
-SHORT_EPOCHS = 15  # of dense training, where a backbone is slow on two cores
 
 
 def backbones_grid() -> Grid:
     """Three methods on four backbones at 90 %, seed 1."""
     rows, more = [], {}
     for model in BACKBONES:
-        start = dense(1, model) if model == "mobilenetv2" else dense(1, model, {"trainer.max_epochs": SHORT_EPOCHS})
+        start = dense(1, model)
         extra = pruned("dense-longer", None, 1, start=start, model=model)
         more[start.id] = extra
         rows += [Row("dense", ((start,),)), Row("dense-longer", ((extra,),))]
         for method in ("magnitude", "disparse", "cut", "cut-plus"):
             rows.append(Row(method, ((pruned(method, 0.9, 1, start=start, model=model),),)))
-    note = f"Seed 1; dense models other than MobileNetV2: {SHORT_EPOCHS} epochs; rates as chosen for MobileNetV2."
+    epochs = ", ".join(f"{model} {n}" for model, n in EPOCHS.items())
+    note = f"Seed 1; epochs of dense training: mobilenetv2 50, {epochs}; rates as chosen for MobileNetV2."
     return Grid("backbones", "CNNs and a ViT", tuple(rows), more, note=note)
 
 
