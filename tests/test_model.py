@@ -1,5 +1,6 @@
 """The LightningModule: selection, logging, schedules, checkpoints."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -109,7 +110,16 @@ def test_a_checkpoint_knows_its_network_but_no_tasks(data, tmp_path):
     run.fit(model, data)
     run.save_checkpoint(tmp_path / "m.ckpt")
     saved = torch.load(tmp_path / "m.ckpt", weights_only=True)["hyper_parameters"]
-    assert set(saved) == {"network", "schedule", "warmup", "interval", "families", "channels_last", "width"}
+    assert set(saved) == {
+        "network",
+        "schedule",
+        "warmup",
+        "interval",
+        "families",
+        "channels_last",
+        "width",
+        "backbone_rate",
+    }
     again = MultiTaskModel.load_from_checkpoint(tmp_path / "m.ckpt", tasks=data.tasks, weights_only=True)
     assert again.network.config == NetworkConfig("vit_tiny_patch16_224", head_width=8, img_size=(32, 32))
     assert again.schedule == "cosine"
@@ -161,6 +171,37 @@ def test_a_scheduler_of_ones_own_is_stepped_at_its_interval(data, tmp_path):
     assert rates("epoch")[1] == pytest.approx(1e-3 * 0.5)
 
 
+def test_a_slow_backbone_moves_by_its_share_and_heads_as_ever(data, tmp_path):
+    def moved(share):
+        torch.manual_seed(0)
+        optimizer = functools.partial(torch.optim.SGD, lr=1e-2)
+        model = MultiTaskModel(
+            data.tasks, SMALL, optimizer=optimizer, schedule="constant", warmup=0.0, backbone_rate=share
+        )
+        before = {n: p.detach().clone() for n, p in model.network.named_parameters()}
+        torch.manual_seed(1)
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, data)
+        return {n: p.detach() - before[n] for n, p in model.network.named_parameters()}
+
+    whole, quarter = moved(1.0), moved(0.25)
+    assert any(n.startswith("backbone.") and v.any() for n, v in whole.items())
+    for name, step in whole.items():
+        factor = 0.25 if name.startswith("backbone.") else 1.0
+        torch.testing.assert_close(quarter[name], factor * step, rtol=1e-3, atol=1e-7)
+
+
+def test_a_schedule_keeps_the_backbones_share(data, tmp_path):
+    class Seen(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(tuple(group["lr"] for group in trainer.optimizers[0].param_groups))
+
+    rates: list[tuple[float, float]] = []
+    model = MultiTaskModel(data.tasks, SMALL, schedule="cosine", backbone_rate=0.1)
+    trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[Seen()]).fit(model, data)
+    assert len({heads for heads, _ in rates}) == 4  # it changes at every step
+    assert all(0 < backbone == pytest.approx(0.1 * heads) for heads, backbone in rates)
+
+
 def test_the_papers_config_has_its_step_schedule(data, tmp_path):
     """cut-method 4.3, NYU-v2: Adam 1e-4 with decay 1e-4, times 0.7 every 4000 iterations."""
     path = Path(__file__).parent.parent / "configs/model/deeplab_resnet34.yaml"
@@ -201,6 +242,7 @@ def test_bfloat16_through_the_trainer(model, data, tmp_path):
         (lambda d: MultiTaskModel(d.tasks, SMALL, warmup=1.0), "warmup 1.0"),
         (lambda d: MultiTaskModel(d.tasks, SMALL, schedule="linear"), "schedule 'linear'; allowed: 'constant'"),
         (lambda d: MultiTaskModel(d.tasks, SMALL, interval="batch"), "interval 'batch'; allowed: 'step', 'epoch'"),
+        (lambda d: MultiTaskModel(d.tasks, SMALL, backbone_rate=0.0), "backbone_rate 0.0; allowed: above 0"),
         (lambda d: MultiTaskModel(d.tasks, SMALL, families=("best",)), "metric families"),
         (lambda d: MultiTaskModel([d.tasks[0], d.tasks[0]], SMALL), "same name"),
         (lambda d: MultiTaskModel(d.tasks, SMALL).select(["flow"]), "unknown task 'flow'"),
