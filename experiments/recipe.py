@@ -63,7 +63,7 @@ def proportional(rate: float, model: str) -> float:
 
     Example:
         >>> proportional(1e-3, "mobilenetv2"), proportional(1e-3, "vit_small")
-        (0.001, 0.0001)
+        (0.001, 0.001)
     """
     highest = {
         m: Cell((f"model/{m}",)).config["model"]["init_args"]["optimizer"]["init_args"]["lr"] for m in (model, MODEL)
@@ -78,6 +78,11 @@ def dense(seed: int, model: str = MODEL, settings: Mapping[str, Any] | None = No
     if model in EPOCHS:
         options["trainer.max_epochs"] = EPOCHS[model]
     return Cell(configs, {**options, **(settings or {})})
+
+
+def again(model: str) -> dict[str, Any]:
+    """Settings of the recovery for a model whose backbone hardly learns in dense training: once cut, it has to."""
+    return {"model.init_args.backbone_rate": 0.1} if model in WHOLE else {}
 
 
 def pictures(model: str) -> dict[str, Any]:
@@ -150,6 +155,7 @@ def pruned(
         "pruning.tasks": list(tasks),
         RATE: proportional(rate or rate_of(method, sparsity if level is None else level), model),
         **pictures(model),
+        **again(model),
     }
     if sparsity is not None:
         options["pruning.budget.init_args.target"] = sparsity
