@@ -27,6 +27,8 @@ ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written 
 MODELS: dict[str, tuple[int, ...]] = {"mobilenetv2": SEEDS[:2], "resnet18": SEEDS[:2], "vit_small": SEEDS[:1]}
 # The ViT also learns a task with one label per picture, and is also cut by single weights.
 VIT = "vit_small"
+# Nothing pre-trained is to be kept in a narrowed one: all of it learns, at a rate that a ViT bears.
+FROM_NOTHING = {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}
 VIT_TASKS = ("seg", "normal", "depth", "edge", "scene")
 WITH_SCENE = (*KEPT, "scene")
 WEIGHTS = (0.7, 0.9)
@@ -74,6 +76,7 @@ def scaled(width: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
         "model.init_args.network.weights": None,
         "trainer.max_epochs": epochs,
         "trainer.check_val_every_n_epoch": epochs,
+        **(FROM_NOTHING if model == VIT else {}),
     }
     return Cell(begun.configs, settings)
 

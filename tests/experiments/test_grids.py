@@ -149,10 +149,9 @@ def test_floor_seed_steps_and_data(name):
     for cell in ALL[name].cells():
         config = cell.config
         assert config["data"]["init_args"]["seed"] == cell.seed == config["seed_everything"]
-        assert (cell.seed in SEEDS) and config["data"]["init_args"]["augmentation"] == {
-            "mirror": True,
-            "crop": [64, 96],
-        }
+        # A crop of the size of the picture is the whole picture.
+        crop = [96, 128] if "model/vit_small" in cell.configs else [64, 96]
+        assert cell.seed in SEEDS and config["data"]["init_args"]["augmentation"] == {"mirror": True, "crop": crop}
         if cell.start is None:
             continue
         assert cell.start.seed == cell.seed
