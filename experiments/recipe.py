@@ -14,10 +14,12 @@ KEPT = ("seg", "normal", "depth")
 SEEDS = (1, 2, 3)
 RATES = (3e-4, 1e-3, 3e-3)
 FIRST_RATE = RATES[1]
-# Epochs of dense training, where a backbone is slow on two cores and the recipe's are not needed.
+# Epochs of dense training, where the recipe's would take too long on two cores.
 EPOCHS = {"efficientnet_lite0": 15, "resnet18": 40, "vit_small": 15}
-# Backbones with a fixed grid of patches: a crop would be enlarged to it, so theirs is the whole picture.
-WHOLE = ("vit_small",)
+# What a model is trained with besides the recipe. The ViT has a fixed grid of patches, to which a crop would be
+# enlarged, so its crop is the whole picture; its backbone hardly learns in dense training, but once cut it has to.
+TRAINING: dict[str, dict[str, Any]] = {"vit_small": {"data.init_args.augmentation.crop": [96, 128]}}
+RECOVERY: dict[str, dict[str, Any]] = {"vit_small": {"model.init_args.backbone_rate": 0.1}}
 FLOOR = 0.05
 MODEL = "mobilenetv2"
 RATE = "model.init_args.optimizer.init_args.lr"
@@ -74,20 +76,10 @@ def proportional(rate: float, model: str) -> float:
 def dense(seed: int, model: str = MODEL, settings: Mapping[str, Any] | None = None) -> Cell:
     """The dense four-task model on Rooms."""
     configs = ("trainer/default", "data/rooms", f"model/{model}", "pruning/dense", "logger/none", "recipe/dense")
-    options: dict[str, Any] = {"seed_everything": seed, "data.init_args.seed": seed, **pictures(model)}
+    options: dict[str, Any] = {"seed_everything": seed, "data.init_args.seed": seed, **TRAINING.get(model, {})}
     if model in EPOCHS:
         options["trainer.max_epochs"] = EPOCHS[model]
     return Cell(configs, {**options, **(settings or {})})
-
-
-def again(model: str) -> dict[str, Any]:
-    """Settings of the recovery for a model whose backbone hardly learns in dense training: once cut, it has to."""
-    return {"model.init_args.backbone_rate": 0.1} if model in WHOLE else {}
-
-
-def pictures(model: str) -> dict[str, Any]:
-    """Settings for the pictures that a model sees in training, where they are not the recipe's."""
-    return {"data.init_args.augmentation.crop": [96, 128]} if model in WHOLE else {}
 
 
 def floor(sparsity: float) -> float:
@@ -154,8 +146,8 @@ def pruned(
         "data.init_args.seed": seed,
         "pruning.tasks": list(tasks),
         RATE: proportional(rate or rate_of(method, sparsity if level is None else level), model),
-        **pictures(model),
-        **again(model),
+        **TRAINING.get(model, {}),
+        **RECOVERY.get(model, {}),
     }
     if sparsity is not None:
         options["pruning.budget.init_args.target"] = sparsity
