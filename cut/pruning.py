@@ -19,7 +19,7 @@ from cut.fusion import FallingVote, Fusion, Vote
 from cut.limits import OnlyUnits
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
-from cut.reconstruction import reconstruct
+from cut.reconstruction import check_fittable, reconstruct
 from cut.regrowth import Regrowth
 from cut.rewinding import Rewind
 from cut.schedules import OneShot, Schedule
@@ -155,6 +155,8 @@ class Pruning(Callback):
                     f"sparsity {budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
                     f"allowed: a floor up to {1 - budget.target:.4g}"
                 )
+            if self.reconstruct:
+                check_fittable(module.network)
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
         if self.voters is not None:

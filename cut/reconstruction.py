@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from cut.decomposition import Inputs, network_input, prunable
@@ -23,16 +25,43 @@ CHUNK = 16  # pictures whose patches are in memory at a time
 DIRECT = 1024  # inputs of a row up to which its equations are solved directly
 STEPS, TOLERANCE = 60, 1e-4  # of conjugate gradients above that
 POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
+# What a layer may do: multiply its padded input by its weight. Others transform the weight or the output on the way.
+LINEAR = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward)
+
+
+def check_fittable(network: nn.Module) -> None:
+    """Refuse a network with layers whose output is not their input times their weight.
+
+    Raises:
+        ValueError: If there is one, such as a weight-standardised convolution.
+    """
+    names = {id(p) for p in prunable(network).values()}
+    for path, module in network.named_modules():
+        wanted = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) in names
+        if wanted and type(module).forward not in LINEAR:
+            raise ValueError(
+                f"the weights of {path!r}, a {type(module).__name__}, cannot be fitted (reconstruct); "
+                "allowed: Conv2d, Conv2dSame and Linear layers"
+            )
+
+
+def _padded(layer: Any, x: Tensor) -> Tensor:
+    """A convolution's input with what it adds at the edges."""
+    if isinstance(layer, Conv2dSame):
+        return pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation))
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return F.pad(x, layer._reversed_padding_repeated_twice, mode)
+    high, wide = layer.padding
+    return F.pad(x, (wide, wide, high, high))
 
 
 def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor, step: int = 1) -> Tensor:
     """A layer's inputs at every ``step``-th position as [groups, inputs of a weight's row, positions]."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])[::step].T[None]
-    if isinstance(layer.padding, str):
-        raise ValueError(f"padding {layer.padding!r} of a convolution; allowed: numbers")
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
-    x = F.pad(x, (pw, pw, ph, ph))
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    x = _padded(layer, x)
     count, channels, height, width = x.shape
     high, wide = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
     # Gathered at the wanted positions only: unfold would write all of them first.
@@ -207,8 +236,9 @@ def reconstruct(
         ridge: Pull towards the weights as they are, relative to the inputs' mean square.
 
     Raises:
-        ValueError: If there are no batches, or ``ridge`` is negative.
+        ValueError: If there are no batches, ``ridge`` is negative, or a layer cannot be fitted.
     """
+    check_fittable(network)
     if ridge < 0:
         raise ValueError(f"ridge {ridge}; allowed: at least 0")
     pictures = [(inputs or network_input)(b) for b in batches]
