@@ -56,6 +56,28 @@ def test_shapes_without_a_measurement_are_counted_not_shown(grid):
     assert shown == 5 and f"{planned - 5} shapes are not measured" in grid.note
 
 
+def test_every_selection_has_all_rivals_but_the_one_with_a_task_more():
+    found = {}
+    for model, tasks, method in edge.wanted():
+        found.setdefault((model, tasks), set()).add(method)
+    rivals = {"group-taylor", "group-norm", "width"}
+    for (model, tasks), methods in found.items():
+        assert {"cut-channels", "cut-channels-plus"} <= methods
+        assert (rivals <= methods) == ("scene" not in tasks) and ("scene" not in tasks or model == "vit_small")
+    assert {t for m, t in found if m == "vit_small"} == {*edge.SELECTIONS, (*edge.KEPT, "scene")}
+
+
+@pytest.mark.parametrize("model", edge.MODELS)
+def test_all_networks_of_a_model_are_the_same_but_for_what_is_cut(model):
+    cells = [edge.kept(model, edge.KEPT, 1), *(edge.cut(m, 0.5, model, edge.KEPT, 1) for m in edge.METHODS)]
+    begun, narrow = edge.start(model, 1), edge.scaled(0.5, model, edge.KEPT, 1)
+    network = begun.config["model"]["init_args"]["network"]
+    for one in cells:
+        assert one.config["model"]["init_args"]["network"] == network and one.start.id == begun.id
+    assert narrow.config["model"]["init_args"]["network"] == {**network, "weights": None}
+    assert model == "vit_small" or network["output_stride"] == 16
+
+
 def test_rivals_have_the_recipe_of_cut(grid):
     ours, rival = of(grid, "cut-channels", 0.5)[0].config, of(grid, "group-norm", 0.5)[0].config
     for part in ("trainer", "data", "model", "seed_everything"):
