@@ -42,6 +42,7 @@ class Grid:
         selection: Which epoch the table reports.
         split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
+        across: The variant whose values are the columns of its overview, where those are not the sparsities.
         by_task: Whether it also tells each task's own change, and the latency.
         by_file: Whether its rows are told by runtime and precision, as delivered (:mod:`experiments.delivery`).
         by_step: Whether its rows are told by steps of adaptation to a new task (:mod:`experiments.curves`).
@@ -56,6 +57,7 @@ class Grid:
     selection: Selection = "last"
     split: Literal["test", "val"] = "test"
     note: str = ""
+    across: str = ""
     by_task: bool = False
     by_file: bool = False
     by_step: bool = False

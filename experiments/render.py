@@ -155,16 +155,38 @@ def _seeds(grid: Grid, frame: pd.DataFrame, i: int) -> str:
     return str(found) if found == planned else f"{found} of {planned}"
 
 
+def _columns(grid: Grid, frame: pd.DataFrame) -> tuple[list[int], list[str]]:
+    """Which column of the overview each row is shown in, and the columns' headings."""
+    if grid.across:
+        values = frame[grid.across].tolist()
+        columns = sorted(set(values))
+        return [columns.index(x) for x in values], [f"{x:g} {grid.across}" for x in columns]
+    of, known = levels(grid, frame), steps(grid, frame)
+    return [len(known) - 1 if math.isnan(x) else known.index(x) for x in of], [heading(x) for x in known]
+
+
+def _keys(grid: Grid, frame: pd.DataFrame) -> tuple[list[str], list[tuple[object, ...]]]:
+    """What tells the overview's lines apart: headings, and each row's values."""
+    identity = [k for k in _identity(grid, frame) if k != grid.across]
+    told = frame[identity].astype(object).where(frame[identity].notna(), None)
+    if grid.across:
+        identity.insert(1, "sparsity")
+        told.insert(1, "sparsity", [heading(x) for x in levels(grid, frame)])
+    return identity, [tuple(line) for line in told.to_numpy().tolist()]
+
+
 def overview(grid: Grid, frame: pd.DataFrame) -> Table:
-    """Delta_m ± std: a row per method and variant, a column per sparsity level."""
-    of, identity = levels(grid, frame), _identity(grid, frame)
+    """Delta_m ± std: a row per method and variant, a column per sparsity level, or per value of ``grid.across``."""
+    at, columns = _columns(grid, frame)
+    identity, keys = _keys(grid, frame)
     shown: dict[int, Text] = {}
-    columns = sorted({x for x in of if not math.isnan(x)}) + [math.nan] * any(math.isnan(x) for x in of)
-    at = [len(columns) - 1 if math.isnan(x) else columns.index(x) for x in of]
-    for c in range(len(columns)):
-        shown |= _shown(frame, [i for i in range(len(frame)) if at[i] == c], DELTA)
+    alike: dict[tuple[int, str], list[int]] = {}  # among which the best is marked
+    for i, of in enumerate(levels(grid, frame)):
+        alike.setdefault((at[i], heading(of)), []).append(i)
+    for together in alike.values():
+        shown |= _shown(frame, together, DELTA)
     lines: dict[tuple[object, ...], list[Text]] = {}
-    for i, key in enumerate(frame[identity].astype(object).where(frame[identity].notna(), None).to_numpy().tolist()):
+    for i, key in enumerate(keys):
         text, found = shown[i], int(frame["seeds"].iloc[i])
         if 0 < found < len(grid.rows[i].runs):
             text = Text(f"{text.text} ({_seeds(grid, frame, i)} seeds)", text.bold)
@@ -174,7 +196,7 @@ def overview(grid: Grid, frame: pd.DataFrame) -> Table:
         line[at[i]] = text
     body = [[*map(_label, key[:-1]), *line] for key, line in lines.items()]
     title = f"{grid.title}: Δm % against the dense model, mean ± standard deviation over seeds"
-    return Table(title, [*identity, *map(heading, columns)], body, len(identity))
+    return Table(title, [*identity, *columns], body, len(identity))
 
 
 @dataclass(frozen=True)
@@ -241,9 +263,10 @@ def caption(grid: Grid, records: Records) -> str:
     """Selection rule, seeds, missing runs, commits (``+`` where files differed from it) and the grid's note."""
     runs = [run for row in grid.rows for run in row.runs]
     missing = sum(any(c.id not in records for c in run) for run in runs)
-    most = max((len(row.runs) for row in grid.rows), default=0)
+    counts = {len(row.runs) for row in grid.rows} or {0}
+    most, upto = max(counts), "up to " * (len(counts) > 1)
     split = "Test" if grid.split == "test" else "Validation"
-    parts = [f"{split} set, {RULES[grid.selection]}; {most} seed{'s' * (most != 1)} per row."]
+    parts = [f"{split} set, {RULES[grid.selection]}; {upto}{most} seed{'s' * (most != 1)} per row."]
     kept, all_tasks = _kept(grid, False), [t for t in _kept(grid, True) if t not in _kept(grid, False)]
     if len(kept) == 1:
         but = f" (dense also {' and '.join(all_tasks)})" if all_tasks else ""

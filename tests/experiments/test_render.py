@@ -88,6 +88,37 @@ def test_variants_are_columns_and_equal_rows_are_all_shown():
     ]
 
 
+def test_a_variant_can_be_the_columns_and_the_best_is_marked_within_one_sparsity():
+    rows = [
+        Row(
+            m,
+            tuple((cell(m, s, seed, **{"trainer.max_epochs": n, "pruning.batches": b}),) for seed in SEEDS),
+            {"rate": rate, "steps": n},
+        )
+        for s in (0.5, 0.9)
+        for m in ("cut", "disparse")
+        for b, rate in enumerate(("tuned", "low"), 1)
+        for n in (20, 5)
+    ]
+    of = Grid("x", "X", tuple(rows), across="steps")
+    changes = {("cut", 0.5): 0.02, ("disparse", 0.5): 0.05, ("cut", 0.9): 0.1, ("disparse", 0.9): 0.2}
+    runs = [
+        record(c, {"depth/rel": 1 + changes[c.method, c.target] * 3 * (1 + 0.01 * c.seed)})
+        for r in rows
+        for (c,) in r.runs
+        if r.variant["rate"] == "tuned"
+    ]
+    table = overview(of, tidy(of, by_id(*(record(dense_cell(s)) for s in (1, 2)), *runs)))
+    assert table.head == ["method", "sparsity", "rate", "5 steps", "20 steps"]
+    lines = {tuple(c.text for c in r[:3]): r[3:] for r in table.body}
+    assert len(lines) == 8 and all(c.text == "missing" for k, r in lines.items() if k[2] == "low" for c in r)
+    for (method, sparsity, _), found in lines.items():
+        change = -100 * changes[method, float(sparsity.rstrip(" %")) / 100]
+        for text in found:
+            assert text.text == "missing" or float(text.text.split()[0]) == pytest.approx(1.015 * change, abs=0.006)
+            assert text.bold == (method == "cut" and text.text != "missing")
+
+
 def test_tasks_are_a_column_where_pruned_models_differ_in_them():
     two = Row("cut", ((cell(tasks=["seg", "depth"]),),))
     table = overview(of := Grid("x", "X", (*GRID.rows, two)), tidy(of, {}))
