@@ -243,14 +243,27 @@ def overlap_map(record: Record) -> Figure:
     return figure
 
 
+def _of_methods(points: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Label to style: a colour and marker per method, where points tell it, and a line per label of a method."""
+    if "method" not in points:
+        return {name: _style(i) for i, name in enumerate(dict.fromkeys(points["label"]))}
+    colours = {name: _style(i) for i, name in enumerate(dict.fromkeys(points["method"]))}
+    return {
+        label: {**colours[method], "linestyle": LINES[turn % len(LINES)]}
+        for method, rows in points.groupby("method", sort=False)
+        for turn, label in enumerate(dict.fromkeys(rows["label"]))
+    }
+
+
 @mpl.rc_context(STYLE)
 def recovery(points: pd.DataFrame) -> Figure:
     """Delta_m over the steps of fine-tuning.
 
     Args:
-        points: ``panel`` (its title), ``label`` (of a line), ``steps``, ``delta_m``, ``delta_m_std``.
+        points: ``panel`` (its title), ``label`` (of a line), ``steps``, ``delta_m``, ``delta_m_std``; ``method``, where
+            lines of one method are to look alike.
     """
-    styles = {name: _style(i) for i, name in enumerate(dict.fromkeys(points["label"]))}
+    styles = _of_methods(points)
     groups = list(points.groupby("panel", sort=False))
     figure, panels = _panels(len(groups), 5)
     bottom = floor(points["delta_m"].tolist())

@@ -128,6 +128,24 @@ def test_recovery_from_a_sweep_over_steps():
     assert figures.swept_recovery(ROOMS, made()).empty
 
 
+def test_lines_of_one_method_have_one_colour():
+    points = pd.DataFrame(
+        [
+            {"panel": "p", "method": m, "label": f"{m}, {r}", "steps": n, "delta_m": -n, "delta_m_std": math.nan}
+            for m in ("cut", "magnitude")
+            for r in ("tuned", "low")
+            for n in (5, 20)
+        ]
+    )
+    (axes,) = plots.recovery(points).axes
+    handles, names = axes.get_legend_handles_labels()
+    assert names == ["cut, tuned", "cut, low", "magnitude, tuned", "magnitude, low"]
+    lines = [h.lines[0] if hasattr(h, "lines") else h for h in handles]
+    colours, dashes = [x.get_color() for x in lines], [x.get_linestyle() for x in lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert dashes[0] == dashes[2] != dashes[1] == dashes[3]
+
+
 def test_recovery_from_the_epochs_of_the_runs():
     points = figures.tracked_recovery(ROOMS, made())
     cut = points[points["label"] == "cut"].sort_values("steps")
