@@ -29,8 +29,6 @@ ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written 
 MODELS: dict[str, tuple[int, ...]] = {"mobilenetv2": SEEDS[:2], "resnet18": SEEDS[:2], "vit_small": SEEDS[:1]}
 # The ViT also learns a task with one label per picture, and is also cut by single weights.
 VIT = "vit_small"
-# Nothing pre-trained is to be kept in a narrowed one: all of it learns, at a rate that a ViT bears.
-FROM_NOTHING = {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}
 VIT_TASKS = ("seg", "normal", "depth", "edge", "scene")
 WITH_SCENE = (*KEPT, "scene")
 WEIGHTS = (0.7, 0.9)
@@ -40,6 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     VIT: {"data.init_args.tasks": list(VIT_TASKS)},
     "resnet18": {"model.init_args.network.output_stride": 16},
 }
+# What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
+FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}}
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
 Shares = Mapping[str, Mapping[str, Mapping[str, Mapping[float, float]]]]
 
@@ -84,7 +84,7 @@ def scaled(width: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
         "model.init_args.network.weights": None,
         "trainer.max_epochs": epochs,
         "trainer.check_val_every_n_epoch": epochs,
-        **(FROM_NOTHING if model == VIT else {}),
+        **FROM_NOTHING.get(model, {}),
     }
     return Cell(begun.configs, settings)
 
