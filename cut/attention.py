@@ -1,8 +1,7 @@
 """Attention: the heads of a vision transformer as units.
 
 Known is timm's plain self-attention: one ``qkv`` layer whose rows are three blocks of heads, and a ``proj`` layer that
-reads the heads side by side. A head that goes takes its rows of ``qkv`` and its columns of ``proj``; the residual width
-stays, because a layer norm over fewer channels would not be the same function.
+reads the heads side by side. A head that goes takes its rows of ``qkv`` and its columns of ``proj``.
 """
 
 from __future__ import annotations

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from cut.attention import fit_heads, plain_attention
 from cut.modelfile import DTYPES, is_shape, read_spec, read_tensors, write
-from cut.sizes import CONV, NORMS, sizes
+from cut.norms import is_channel_norm, partial, put, widths
+from cut.sizes import can_shrink, sizes
 from cut.stub import Structure, Stub, TaskSubset
 
 _OWN, _FOREIGN = "multitasknet", "foreign"
 _MAX_DEPTH, _MAX_DENSE = 16, 1 << 31
+_SINCE: dict[str, Any] = {"norms": {}}  # entries that older files lack, with what they mean by that
 
 
 def save(
@@ -58,6 +60,7 @@ def save(
         "tasks": _filter(model),
         "entries": {n: list(m) for n, m in modules.items() if isinstance(m, nn.ModuleDict)},
         "stubs": {n: m.structure for n, m in modules.items() if isinstance(m, Stub)},
+        "norms": widths(network),
         "aliases": aliases,
         "metadata": dict(metadata or {}),
     }
@@ -81,6 +84,7 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
     tensors = read_tensors(folder, spec)
     network = builder() if builder is not None else _build_own(spec["network"])
     _remove_parts(network, spec)
+    _count_cut(network, spec, tensors)
     _fill(network, tensors, spec["aliases"])
     if spec["tasks"] is not None and spec["kind"] == _OWN:
         network.select(spec["tasks"])  # type: ignore[operator]
@@ -147,13 +151,14 @@ def _check_spec(spec: Mapping[str, Any], builder: Callable[[], nn.Module] | None
         "tasks": lambda v: v is None or (_is_list_of(v, strings) and len(v) == len(set(v)) > 0),
         "entries": lambda v: isinstance(v, dict) and all(_is_list_of(keys, strings) for keys in v.values()),
         "stubs": lambda v: isinstance(v, dict) and all(_is_structure(s, _MAX_DEPTH) for s in v.values()),
+        "norms": lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
         "aliases": lambda v: (
             isinstance(v, dict) and all(isinstance(n, str) and n in spec["tensors"] for n in v.values())
         ),
         "metadata": lambda v: isinstance(v, dict),
     }
     for key, check in checks.items():
-        if key not in spec or not check(spec[key]):
+        if (key not in spec and key not in _SINCE) or not check(spec.get(key, _SINCE.get(key))):
             raise ValueError(f"the model file is not valid: {key!r} is missing or has a wrong value")
     if spec["kind"] == _FOREIGN and builder is None:
         raise ValueError("the model file is of a foreign network: give load() a builder of the dense network")
@@ -226,6 +231,24 @@ def _remove_parts(network: nn.Module, spec: Mapping[str, Any]) -> None:
         modules[parent]._modules[key] = Stub(structure)
 
 
+def _count_cut(network: nn.Module, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Norms that count cut channels in the place of whole ones; the file says what a norm that lost any counts."""
+    norms = {n: m for n, m in network.named_modules() if n and is_channel_norm(m)}
+    counted = spec.get("norms", {})
+    if set(counted) - set(norms):
+        raise ValueError(
+            f"the network does not fit the model file: it has no norms {sorted(set(counted) - set(norms))}"
+        )
+    for name, norm in norms.items():
+        weight = tensors.get(spec["aliases"].get(f"{name}.weight", f"{name}.weight"))
+        left = norm.normalized_shape[0] if weight is None else weight.numel()
+        full = counted.get(name, left if left == norm.normalized_shape[0] else None)
+        if full not in (left, norm.normalized_shape[0]):
+            raise ValueError(f"the model file does not fit the network: norm {name!r} of {left} channels counts {full}")
+        if full > left:
+            put(network, name, partial(norm))
+
+
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
     """Give every layer its sizes and every name its tensor; names must agree exactly."""
     names = {*tensors, *aliases}
@@ -261,14 +284,13 @@ def _set_sizes(module: nn.Module, own: Mapping[str, Tensor], name: str) -> None:
     """Set a layer's size attributes from its tensors' shapes, after checking that it can have such shapes."""
     for key, value in own.items():
         dense = getattr(module, key).shape
-        resizable = isinstance(module, (CONV, nn.Linear, nn.PReLU, *NORMS))
-        fits = len(dense) == value.ndim and all(0 < s <= d for s, d in zip(value.shape, dense, strict=True))
-        if value.shape != dense and not (resizable and fits and value.shape[2:] == dense[2:]):
+        if value.shape != dense and not can_shrink(module, key, value.shape):
             found, wanted = tuple(value.shape), tuple(dense)
             raise ValueError(f"the model file does not fit the network: {name}.{key} is {found}, dense it is {wanted}")
     layer_sizes = sizes(module, own)
+    emitted = next(iter(layer_sizes.values()), None)
     for key, value in own.items():
-        if value.ndim == 1 and layer_sizes and len(value) != next(iter(layer_sizes.values())):
+        if value.ndim == 1 and emitted is not None and emitted not in (len(value), value.shape):
             raise ValueError(f"the model file is not valid: {name}.{key} has {len(value)} channels, not {layer_sizes}")
     for attribute, size in layer_sizes.items():
         setattr(module, attribute, size)

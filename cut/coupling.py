@@ -3,8 +3,9 @@
 Torch-Pruning's dependency graph (Fang et al., *DepGraph*, CVPR 2023) says which channels hang together by additions,
 concatenations, norms, depthwise convolutions and readers. Its groups are joined here into one partition of all
 channels: a grouped convolution couples the inputs and outputs of each of its groups, so that whole groups go. What the
-graph or this module cannot slice exactly (a norm over channels, a reshaped attention, tied weights) blocks all that is
-coupled to it.
+graph or this module cannot slice exactly (a norm over groups of channels, a reshaped attention, tied weights) blocks
+all that is coupled to it. Parameters that are no layer's (position embeddings, class tokens, layer scales) are sliced
+along the dimension in which the graph holds their channels.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 
 from cut.channels import shared_parameters
 from cut.dependency import dependency_graph
+from cut.norms import is_channel_norm
+from cut.sizes import CONV, channel_dim, loose_parameters
 
-CONV = nn.modules.conv._ConvNd
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-Key = tuple[str, str]  # module name, "in" | "out"; what keeps its channels apart counts as "out"
+# Module name, and "in" | "out"; what keeps its channels apart counts as "out"; ".name" is a parameter of no layer.
+Key = tuple[str, str]
 
 
 @dataclass
@@ -40,6 +43,8 @@ class Coupled:
 
 def tensors_of(module: nn.Module, side: str) -> dict[str, int]:
     """Names of a layer's tensors that hold one side's channels, each with the dimension that does."""
+    if side.startswith("."):
+        return {side[1:]: channel_dim(getattr(module, side[1:]))}
     if isinstance(module, CONV):
         if module.groups > 1:  # whole groups go: the inputs have no dimension of their own
             return {"weight": 0, "bias": 0} if side == "out" else {}
@@ -78,7 +83,9 @@ class _Nodes:
         self.modules = dict(model.named_modules())
         self.names = {id(m): n for n, m in self.modules.items()}
         self.tied = shared_parameters(model)
+        self.loose: dict[int, Key] = {}  # id of a parameter of no layer to its key
         self.first: dict[Key, int] = {}  # (module, side) to the node of its channel 0
+        self.sizes: dict[Key, int] = {}
         self.count = 0
         self.edges: list[tuple[np.ndarray, np.ndarray]] = []
         self.blocked: list[int] = []
@@ -86,9 +93,20 @@ class _Nodes:
         for name, module in self.modules.items():
             for side in ("out", "in") if isinstance(module, (CONV, nn.Linear)) else ("out",):
                 if self._known(module):
-                    self.first[name, side] = self._allocate(self._size(module, side))
+                    self._place((name, side), self._size(module, side))
             if isinstance(module, CONV) and module.groups > 1:
                 self._join_groups(name, module)
+            self._place_loose(name, module)
+
+    def _place(self, key: Key, size: int) -> None:
+        self.first[key], self.sizes[key] = self._allocate(size), size
+
+    def _place_loose(self, name: str, module: nn.Module) -> None:
+        """Nodes for a module's parameters, if it is no layer."""
+        for attribute, parameter in loose_parameters(module).items():
+            if id(parameter) not in self.tied:
+                self.loose[id(parameter)] = name, f".{attribute}"
+                self._place(self.loose[id(parameter)], parameter.shape[channel_dim(parameter)])
 
     def _allocate(self, size: int) -> int:
         start, self.count = self.count, self.count + size
@@ -96,7 +114,7 @@ class _Nodes:
 
     def _known(self, module: Any) -> bool:
         """Whether a module holds channels that can be sliced one by one, or group by group."""
-        if not isinstance(module, (CONV, nn.Linear, *PER_CHANNEL)):
+        if not isinstance(module, (CONV, nn.Linear, *PER_CHANNEL)) and not is_channel_norm(module):
             return False
         if any(id(p) in self.tied for p in module.parameters()):
             return False
@@ -112,6 +130,8 @@ class _Nodes:
             return module.out_channels if side == "out" else module.in_channels
         if isinstance(module, nn.Linear):
             return module.out_features if side == "out" else module.in_features
+        if isinstance(module, nn.LayerNorm):
+            return int(module.normalized_shape[0])
         return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
 
     def _join_groups(self, name: str, conv: Any) -> None:
@@ -124,8 +144,11 @@ class _Nodes:
             channel = np.arange(size)
             self.edges.append((self.first[name, side] + channel, hubs + channel // (size // conv.groups)))
 
-    def _key(self, item: Any) -> Key:
+    def _key(self, item: Any) -> Key | None:
+        """The layer and side, or the parameter of no layer, that an entry of a group is about; None for operations."""
         module = item.dep.target.module
+        if id(module) not in self.names:
+            return self.loose.get(id(module))
         reads = isinstance(module, (CONV, nn.Linear)) and item.dep.handler.__name__ == "prune_in_channels"
         return self.names[id(module)], "in" if reads else "out"
 
@@ -133,10 +156,9 @@ class _Nodes:
         """Take in one group of the dependency graph."""
         roots = self._allocate(max(max(item.root_idxs) for item in items) + 1)
         for item in items:
-            module = item.dep.target.module
-            key = self._key(item) if id(module) in self.names else None
-            if key in self.first:
-                self.edges.append((self.first[key] + np.asarray(item.idxs), roots + np.asarray(item.root_idxs)))  # type: ignore[index]
+            key = self._key(item)
+            if key is not None and key in self.first and max(item.idxs) < self.sizes[key]:
+                self.edges.append((self.first[key] + np.asarray(item.idxs), roots + np.asarray(item.root_idxs)))
             elif not self._passes(item):
                 self.blocked.append(roots)
                 self.edges.append((np.full(len(items[0].idxs), roots), roots + np.asarray(items[0].root_idxs)))
@@ -150,7 +172,8 @@ class _Nodes:
         module = item.dep.target.module
         if isinstance(module, nn.PReLU):
             return module.num_parameters == 1
-        plain = (ops.OPTYPE.ELEMENTWISE, ops.OPTYPE.CONCAT, ops.OPTYPE.SPLIT, ops.OPTYPE.RESHAPE, ops.OPTYPE.EXPAND)
+        kinds = ops.OPTYPE
+        plain = (kinds.ELEMENTWISE, kinds.CONCAT, kinds.SPLIT, kinds.SLICE, kinds.RESHAPE, kinds.EXPAND)
         return ops.module2type(module) in plain
 
     def _note(self, item: Any, key: Key | None) -> None:
@@ -174,9 +197,8 @@ class _Nodes:
         # A channel that nothing was said about (an input picture's, a layer that was never called) stays.
         stopped |= ~np.isin(np.arange(self.count), rows)
         parts = {
-            key: np.where(stopped[at : at + size], -1, part[at : at + size])
+            key: np.where(stopped[at : at + self.sizes[key]], -1, part[at : at + self.sizes[key]])
             for key, at in self.first.items()
-            for size in [self._size(self.modules[key[0]], key[1])]
         }
         return list(_by_producer(parts, self.modules))
 

@@ -18,10 +18,21 @@ def dependency_graph(model: nn.Module, example: Tensor) -> Any:
     """
     import torch_pruning  # heavy, and needed nowhere else
 
+    class Graph(torch_pruning.DependencyGraph):
+        """The graph without its exception for position embeddings."""
+
+        def _trace(self, *args: Any, **kwargs: Any) -> Any:
+            # The exception forgets which channels are whose in *any* concatenation behind an embedding, those of a
+            # head too, though only that of tokens joins no channels; sizes tell the two apart just after.
+            nodes = super()._trace(*args, **kwargs)
+            for node in nodes.values():
+                node.enable_index_mapping = True
+            return nodes
+
     with warnings.catch_warnings(), no_trace(model):
         warnings.simplefilter("ignore")
         # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
-        return torch_pruning.DependencyGraph().build_dependency(
+        return Graph().build_dependency(
             model,
             example,
             forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cut.attention import fit_heads, is_plain
 from cut.channels import OutputCheck
+from cut.norms import is_channel_norm, partial, put, whole_width
 from cut.sizes import sizes
 from cut.slots import Group
 
@@ -34,13 +35,15 @@ def zeroed(network: nn.Module, groups: Sequence[Group], kept: Kept) -> nn.Module
     return result
 
 
-def without(network: nn.Module, groups: Sequence[Group], kept: Kept) -> nn.Module:
+def without(network: nn.Module, groups: Sequence[Group], kept: Kept, *, count_cut: bool = True) -> nn.Module:
     """A copy of a network without the cut units; sizes, groups of convolutions and heads follow.
 
     Args:
         network: Left as it is.
         groups: Its units.
         kept: Group name to bool [units], True = kept; at least one of each group.
+        count_cut: Whether norms over channels go on to count the cut ones, as zeros (:mod:`cut.norms`); a network that
+            is to be trained from the start has no use for that.
 
     Returns:
         The smaller network; whether its outputs are those of :func:`zeroed` is for the caller to check.
@@ -60,6 +63,9 @@ def without(network: nn.Module, groups: Sequence[Group], kept: Kept) -> nn.Modul
         touched.add(name)
     for name in touched:
         module = result.get_submodule(name)
+        if count_cut and is_channel_norm(module) and module.weight.shape[0] < whole_width(module):
+            put(result, name, partial(module))
+            continue
         own = {k: v for k, v in [*module._parameters.items(), *module._buffers.items()] if v is not None}
         for attribute, size in sizes(module, own).items():
             setattr(module, attribute, size)

@@ -5,8 +5,8 @@ dimensions, which entries belong to which unit. So per-task scores of weights be
 (``{task: {group name: float32 [units]}}``), which fuse and rank as weights do, and a choice of units becomes an
 ordinary mask over weights, in which all entries of a cut unit are False.
 
-What must stay: outputs, and whatever a norm over channels reads (the residual width of ConvNeXt and of a vision
-transformer): fewer channels would change the norm's mean.
+The widths of a vision transformer and of ConvNeXt's stages are channels too: the layer norms that read them go on to
+count the cut ones (:mod:`cut.norms`). What must stay: outputs, and whatever another norm over channels reads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Widths: a fresh network made narrower everywhere by the same factor, to be trained from scratch.
 
 This is the width multiplier of MobileNets (Howard et al., arXiv 1704.04861) for any backbone: of every group of coupled
-channels, attention heads and neurons (:mod:`cut.units`) the first ones stay. What cannot be cut by units keeps its
-width: the residual width of a vision transformer, and the outputs. So the multiply-accumulates of a CNN fall roughly
-with the square of the width, those of a transformer's blocks in proportion to it.
+channels, attention heads and neurons (:mod:`cut.units`) the first ones stay, a transformer's embedding among them. What
+cannot be cut by units keeps its width: the outputs. So multiply-accumulates fall roughly with the square of the width.
 """
 
 from __future__ import annotations
@@ -61,7 +60,8 @@ def narrowed(network: MultiTaskNet, width: float, example_size: Sequence[int], m
     example = example.to(next(network.parameters()))
     calm = copy.deepcopy(network).eval()
     groups = find_groups(calm, example)
-    result = cast(MultiTaskNet, without(calm, groups, {g.name: _first(g, width, multiple) for g in groups}))
+    kept = {g.name: _first(g, width, multiple) for g in groups}
+    result = cast(MultiTaskNet, without(calm, groups, kept, count_cut=False))
     result.channels = _channels(result, example)
     modes = {n: m.training for n, m in network.named_modules()}
     for name, module in result.named_modules():

@@ -76,13 +76,38 @@ def test_grouped_convolutions_lose_whole_groups_and_norms_over_channels_stop_wha
     assert linear.dim == 1 and linear.unit.tolist() == [u for u in range(4) for _ in range(4)], "a channel is 4 inputs"
 
 
-def test_heads_and_neurons_of_a_vision_transformer_but_not_its_width():
+def test_heads_and_neurons_of_a_vision_transformer_whose_width_its_forward_names():
     groups = by_name(find_groups(trained(Vit()), image()))
     assert {n.split(".", 3)[-1] for n in groups} == {"attn", "mlp.fc1"}
     heads = groups["backbone.blocks.0.attn"]
     assert (heads.units, heads.width) == (3, 64)
     rows = next(s for s in heads.slots if s.name.endswith("qkv.weight")).unit
     assert rows.tolist() == [h for _ in range(3) for h in range(3) for _ in range(64)]
+
+
+def test_the_width_of_a_vision_transformer_is_a_group_with_its_embeddings_norms_and_readers():
+    network = trained(MultiTaskNet({"seg": 4, "scene": 5}, ["scene"], NetworkConfig("test_vit", img_size=(32, 32))))
+    groups = by_name(find_groups(network, image()))
+    width = groups["backbone.model.patch_embed.proj"]
+    assert width.units == 64
+    slots = {(s.name.removeprefix("backbone.model."), s.dim) for s in width.slots}
+    assert {("pos_embed", 2), ("cls_token", 2), ("blocks.0.norm1.bias", 0), ("blocks.5.norm2.weight", 0)} <= slots
+    assert {("blocks.3.attn.qkv.weight", 1), ("blocks.3.attn.proj.weight", 0), ("blocks.5.mlp.fc2.bias", 0)} <= slots
+    assert {("heads.seg.deep.0.weight", 1), ("heads.seg.early.0.weight", 1), ("heads.scene.out.weight", 1)} <= slots
+    assert not any(n.startswith("heads.seg") for n, _ in slots - {(s.name, s.dim) for s in width.slots}), "nothing else"
+    early, deep = (groups[f"heads.seg.{n}"] for n in ("early.0", "deep.6"))
+    joined = [next(s.unit for s in g.slots if s.name == "heads.seg.join.1.weight") for g in (deep, early)]
+    assert torch.equal(joined[0] >= 0, joined[1] < 0), "a concatenation in a head is not one of tokens"
+
+
+def test_the_widths_of_convnext_s_stages_are_groups_with_their_layer_scales():
+    network = trained(MultiTaskNet({"seg": 4}, config=NetworkConfig("test_convnext", head_width=8)))
+    groups = by_name(find_groups(network, image()))
+    widths = {n: groups[f"backbone.{n}"].units for n in ("stem_0", *(f"stages_{i}.downsample.1" for i in (1, 2, 3)))}
+    assert list(widths.values()) == [24, 32, 48, 64]
+    slots = {(s.name.removeprefix("backbone."), s.dim) for s in groups["backbone.stages_2.downsample.1"].slots}
+    assert {("stages_2.blocks.0.conv_dw.weight", 0), ("stages_2.blocks.1.norm.weight", 0)} <= slots
+    assert {("stages_2.blocks.3.mlp.fc2.weight", 0), ("stages_3.downsample.0.bias", 0)} <= slots
 
 
 @pytest.mark.parametrize("make", [Cnn, Grouped, Vit])
