@@ -53,8 +53,12 @@ def reinitialise(model: nn.Module, seed: int = 0, draw: Draw = "default") -> Non
 class AtInitialisation:
     """A scorer applied to a re-initialised copy: what methods do that prune before training.
 
+    A batch norm that has seen no batch has no running statistics: in eval mode it is the identity, and the activations
+    of a deep network die out. A scorer that differentiates should therefore be in train mode
+    (``Sensitivity(mode="train")``), as SNIP's and DiSparse's are.
+
     Args:
-        scorer: The scorer.
+        scorer: The scorer; in train mode where the network has batch norms.
         seed: Of the draw.
         draw: See :func:`reinitialise`.
     """

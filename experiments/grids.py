@@ -35,8 +35,8 @@ METHODS = (
     "cut-majority",
     "cut-plus",
 )
-# Rules that are one rule with the three kept tasks: shown in both rows, run once.
-SAME = {"cut-majority": "cut"}
+# Rules that are one rule, with three kept tasks or always: shown in both rows, run once.
+SAME = {"cut-majority": "cut", "fisher-per-task": "cut-squared", "joint": "snip"}
 AT_98 = ("magnitude", "disparse", "cut", "cut-plus")
 
 
@@ -67,10 +67,33 @@ def rooms_grid() -> Grid:
     return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), longer(SEEDS), note=note)
 
 
+HIGH_RATE = 1e-2
+# Methods whose rates of table-methods are another one's.
+INHERITED = ("rigl", "adapmtl", "disparse-dynamic")
+
+
+def high_rate_grid() -> Grid:
+    """Rates that the choice of ``rates`` does not have, seed 1: are the methods under-tuned?
+
+    At 90 and 95 % nearly all methods take the highest of the three values, so some are run at a higher one, beside
+    their run at the highest; and methods that inherit their rate are run at all three. No rate is chosen from here.
+    """
+    rows = [
+        Row(m, ((pruned(m, sparsity, 1, rate=rate),),), {"rate": rate})
+        for sparsity in (0.9, 0.95)
+        for m in RECOVERING
+        for rate in (max(RATES), HIGH_RATE)
+    ]
+    rows += [Row(m, ((pruned(m, 0.9, 1, rate=rate),),), {"rate": rate}) for m in INHERITED for rate in RATES]
+    note = f"Seed 1. {HIGH_RATE:g} is none of the benchmark's rates; {', '.join(INHERITED)} inherit theirs elsewhere."
+    return Grid("highrate", "Higher and own learning rates", tuple(rows), longer([1]), split="val", note=note)
+
+
 DISTILLATION = {"class_path": "cut.distillation.Distillation"}
 ITERATIVE = {"class_path": "cut.schedules.Iterative", "init_args": {"rounds": 3, "every": 1, "final_sparsity": 0.95}}
 POWER = "pruning.scorer.init_args.power"
 GRADUAL = {"class_path": "cut.schedules.Gradual", "init_args": {"start": 0, "end": 3}}
+FALLING = {"class_path": "cut.fusion.FallingVote", "init_args": {"start": 1.0, "end": 0.0}}
 # What was tried for cut-plus, one change at a time on CUT: a config, and options on top.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": ("cut", {}),
@@ -83,11 +106,14 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "gradual": ("cut-gradual", {}),
     "iterative": ("cut-iterative", {}),
     "distillation": ("cut-distilled", {}),
+    "distillation of outputs": ("cut", {"trainer.callbacks": [{**DISTILLATION, "init_args": {"features": 0.0}}]}),
+    "distillation of features": ("cut", {"trainer.callbacks": [{**DISTILLATION, "init_args": {"weight": 0.0}}]}),
     "batch norm recalibrated": ("cut-recalibrated", {}),
     "squared scores": ("cut-squared", {}),
     "gradient times squared weight": ("cut", {POWER: 2}),
     "normalised by layer": ("cut-per-layer", {}),
     "falling vote share": ("cut-falling", {}),
+    "gradual, falling vote share": ("cut-gradual", {"pruning.fusion": FALLING}),
     "union": ("disparse", {}),
     "2 scoring batches": ("cut", {"pruning.batches": 2}),
     "50 scoring batches": ("cut", {"pruning.batches": 50}),
@@ -99,11 +125,13 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "reconstruction in 4 rounds": ("cut-plus", {"pruning.rounds": 4}),
     "reconstruction in 8 rounds (cut-plus)": ("cut-plus", {}),
     "reconstruction in 16 rounds": ("cut-plus", {"pruning.rounds": 16}),
+    "magnitude, reconstruction in 8 rounds": ("magnitude-plus", {}),
     "cut-plus, 3e-4": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-4}),
     "cut-plus, 3e-3": ("cut-plus", {"model.init_args.optimizer.init_args.lr": 3e-3}),
     "cut-plus, squared scores": ("cut-plus", {"pruning.scorer.init_args.accumulate": "squared"}),
     "cut-plus, gradient times squared weight": ("cut-plus", {POWER: 2}),
     "cut-plus, mean of scores": ("cut-plus", {"pruning.fusion": {"class_path": "cut.fusion.Mean"}}),
+    "cut-plus, falling vote share": ("cut-plus", {"pruning.fusion": FALLING}),
     "cut-plus, union": ("cut-plus", {"pruning.fusion.init_args.share": 0.0}),
     "cut-plus, distillation": ("cut-plus", {"trainer.callbacks": [DISTILLATION]}),
     "cut-plus, gradual": ("cut-plus", {"pruning.schedule": GRADUAL, "pruning.rounds": 2}),
@@ -192,6 +220,7 @@ OTHERS = (
     "cut-towers",
     "cut-reconstructed",
     "magnitude-reconstructed",
+    "magnitude-plus",
 )
 # Rows of table-rooms whose first seed stands beside the others.
 BESIDE = ("magnitude", "taylor", "disparse", "cut", "cut-plus")
@@ -216,11 +245,13 @@ def methods_grid() -> Grid:
     """Every other method at 70 and 90 %, seed 1, beside a few of table-rooms."""
     rows = []
     for sparsity in (0.7, 0.9):
-        rows += [Row(m, ((pruned(m, sparsity, 1),),)) for m in (*OTHERS, *BESIDE)]
-        rows.append(Row("joint", ((pruned("snip", sparsity, 1),),)))
+        rows += [Row(m, ((pruned(SAME.get(m, m), sparsity, 1),),)) for m in (*OTHERS, *BESIDE, "joint")]
         rows.append(Row("separate", (separate(sparsity, 1),), level=sparsity))
     rows.append(Row("cut-reference", ((pruned("cut-reference", None, 1, settings=REFERENCE, level=0.9),),), level=0.9))
-    note = f"joint is snip's run; {', '.join(BESIDE)}: seed 1 of table-rooms."
+    note = (
+        f"joint is snip's run, fisher-per-task cut-squared's: one rule each. {', '.join(BESIDE)}: seed 1 of "
+        "table-rooms. Of three tasks cut-falling needs one from two thirds on: at both sparsities it is the union."
+    )
     return Grid("methods", "Every other method", tuple(rows), longer([1]), note=note)
 
 
@@ -302,6 +333,7 @@ def backbones_grid() -> Grid:
 
 GRIDS: dict[str, Callable[[], Grid]] = {
     "rates": rate_grid,
+    "highrate": high_rate_grid,
     "changes": changes_grid,
     "rooms": rooms_grid,
     "recovery": recovery_grid,

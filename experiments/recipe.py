@@ -26,14 +26,16 @@ RATE = "model.init_args.optimizer.init_args.lr"
 # Methods that take the learning rates of the one that they vary.
 VARIES = {
     **dict.fromkeys(("random-erk", "random-channels"), "random"),
-    **dict.fromkeys(("magnitude-uniform", "magnitude-reconstructed", "rigl", "adapmtl"), "magnitude"),
-    "group-norm": "magnitude",
+    **dict.fromkeys(("magnitude-uniform", "magnitude-reconstructed", "magnitude-plus"), "magnitude"),
+    **dict.fromkeys(("rigl", "adapmtl", "group-norm"), "magnitude"),
     **dict.fromkeys(("separate", "joint"), "snip"),
-    **dict.fromkeys(("taylor-per-task", "group-taylor", "fisher", "fisher-per-task"), "taylor"),
+    **dict.fromkeys(("taylor-per-task", "group-taylor", "fisher"), "taylor"),
     **dict.fromkeys(("snip-init", "lth-early", "scratch"), "lth"),
     **dict.fromkeys(("disparse-pt-gradient", "disparse-dynamic"), "disparse-pt"),
     **dict.fromkeys(("cut-majority", "cut-intersection", "cut-mean", "cut-max", "cut-weighted", "cut-falling"), "cut"),
-    **dict.fromkeys(("cut-reference", "cut-squared", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
+    # Two names of one rule: CUT with squared scores.
+    **dict.fromkeys(("fisher-per-task", "cut-squared"), "cut"),
+    **dict.fromkeys(("cut-reference", "cut-per-layer", "cut-gradual", "cut-iterative"), "cut"),
     **dict.fromkeys(("cut-recalibrated", "cut-distilled", "cut-towers", "cut-reconstructed"), "cut"),
     **dict.fromkeys(("cut-channels", "cut-channels-plus", "cut-channels-weights"), "cut"),
     **dict.fromkeys(("taps", "rcm"), "dense-longer"),

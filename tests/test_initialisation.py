@@ -5,15 +5,19 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
 from torch import nn
 
 from cut.budget import Sparsity
 from cut.decomposition import prunable
 from cut.initialisation import AtInitialisation, reinitialise
+from cut.network import MultiTaskNet, NetworkConfig
 from cut.pruning import Pruning
 from cut.rewinding import Checkpoint, Fresh
 from cut.schedules import Iterative, OneShot
 from cut.scores import Magnitude, Sensitivity
+from experiments.cell import CONFIGS
 from tests.small_networks import Cnn, trained
 from tests.test_pruning import build, fit, weights_of_kept, zeros
 from tests.test_reference import LOSSES, batches
@@ -102,6 +106,58 @@ def test_scores_at_initialisation_are_those_of_a_fresh_copy(model, scorer, draw)
     assert scores.keys() == expected.keys()
     assert all(same(per, expected[t]) for t, per in scores.items())
     assert not any(same(per, scorer(model, batches(), LOSSES, tasks)[t]) for t, per in scores.items())
+
+
+def scorer_of(method):
+    """The scorer of a method's config."""
+    spec = yaml.safe_load((CONFIGS / f"pruning/{method}.yaml").read_text())["pruning"]["scorer"]
+    inner = Sensitivity(**spec["init_args"]["scorer"].get("init_args", {}))
+    assert spec["class_path"] == "cut.initialisation.AtInitialisation"
+    return AtInitialisation(**{**spec["init_args"], "scorer": inner})
+
+
+def test_the_methods_that_score_at_initialisation_are_these():
+    """Whoever adds one looks at what its scorer sees, below."""
+    found = {p.stem for p in (CONFIGS / "pruning").glob("*.yaml") if "AtInitialisation" in p.read_text()}
+    assert found == {"disparse-static", "snip-init"}
+
+
+def spreads(scorer, network, tasks):
+    """Standard deviation of what each norm puts out in front of its activation while a scorer runs, in order."""
+    seen: list[float] = []
+
+    def keep(module, inputs, output):
+        # The norm's own arithmetic: timm's norms put their activation behind it.
+        mean, var = module.running_mean, module.running_var
+        training = module.training
+        plain = F.batch_norm(inputs[0], None if training else mean, None if training else var, training=training)
+        seen.append(float(plain.detach().std()))
+
+    handles = [m.register_forward_hook(keep) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    g = torch.Generator().manual_seed(0)
+    batch = {"image": torch.randn(4, 3, 64, 64, generator=g), "seg": torch.randint(3, (4, 64, 64), generator=g)}
+    scores = scorer(network, [batch], LOSSES, tasks)
+    for handle in handles:
+        handle.remove()
+    return seen, scores
+
+
+@pytest.mark.parametrize("method", ["disparse-static", "snip-init"])
+def test_activations_at_initialisation_neither_die_nor_explode(method):
+    """A deep network without running statistics is scored with those of its batches, and keeps none of them."""
+    torch.manual_seed(0)
+    network = MultiTaskNet({"seg": 3}, [], NetworkConfig("mobilenetv2_100", weights=None, head="light", head_width=8))
+    trained(network)
+    before = state(network)
+    scorer = scorer_of(method)
+    seen, scores = spreads(scorer, network, ["seg"])
+    assert len(seen) > 50 and all(0.9 < s < 1.1 for s in seen), seen
+    assert same(network.state_dict(), before), "not even the running statistics"
+    (per,) = scores.values()
+    assert all(float(s.max()) > 0 for s in per.values())
+    # The test sees what was wrong: with the statistics of a network that has seen nothing, the signal dies out.
+    scorer.scorer.mode = "eval"
+    assert min(spreads(scorer, network, ["seg"])[0]) < 1e-3
 
 
 def test_an_unknown_draw_is_refused(model):

@@ -47,23 +47,29 @@ def model():
     return trained(Small())
 
 
-def flow(p: dict[str, torch.Tensor]) -> torch.Tensor:
-    """R of absolute parameters, written out: nothing clips, batch norm only scales, the picture is all ones."""
+def flows(p: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Each task's R of absolute weights, written out: nothing clips or shifts, batch norm only scales, all ones in."""
     x = F.conv2d(torch.ones(1, 3, 32, 32, dtype=torch.float64), p["a.weight"], padding=1)
-    x = x * p["na.weight"][:, None, None]
-    x = F.conv2d(x, p["b.weight"], p["b.bias"], stride=2, padding=1) * p["nb.weight"][:, None, None]
-    seg = F.conv2d(x, p["seg.weight"], p["seg.bias"]).repeat_interleave(2, -1).repeat_interleave(2, -2)
-    return seg.sum() + F.linear(x.mean((2, 3)), p["scene.weight"], p["scene.bias"]).sum()
+    x = x * (p["na.weight"] / (p["na.running_var"] + 1e-5).sqrt())[:, None, None]
+    x = F.conv2d(x, p["b.weight"], stride=2, padding=1)
+    x = x * (p["nb.weight"] / (p["nb.running_var"] + 1e-5).sqrt())[:, None, None]
+    seg = F.conv2d(x, p["seg.weight"]).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return torch.stack([seg.sum(), F.linear(x.mean((2, 3)), p["scene.weight"]).sum()])
+
+
+def flow(p: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What is differentiated: the sum of the logarithms, in which every task counts the same."""
+    return flows(p).log().sum()
 
 
 def positive(model) -> dict[str, torch.Tensor]:
-    return {n: p.detach().double().abs() for n, p in model.named_parameters()}
+    return {n: v.detach().double().abs() for n, v in model.state_dict().items()}
 
 
-def naive(p: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def naive(p: dict[str, torch.Tensor], of=flow) -> dict[str, np.ndarray]:
     """|w x dR/d|w||."""
     leaves = {n: v.clone().requires_grad_(n in USED) for n, v in p.items()}
-    grads = torch.autograd.grad(flow(leaves), [leaves[n] for n in USED])
+    grads = torch.autograd.grad(of(leaves), [leaves[n] for n in USED])
     return {n: (g * p[n]).numpy() for n, g in zip(USED, grads, strict=True)}
 
 
@@ -96,14 +102,84 @@ def test_the_flow_of_one_round_equals_the_naive_one(model):
     assert sorted(found) == USED
     for n in USED:
         np.testing.assert_allclose(found[n].numpy(), expected[n], rtol=1e-10)
-    # The flow is linear in each weight: differences give its derivative exactly.
-    p = positive(model)
+    # A flow is linear in each weight: differences give its derivative exactly.
+    p, total = positive(model), flows(positive(model))
     for n, index in [("a.weight", (2, 1, 0, 2)), ("b.weight", (7, 3, 1, 1)), ("seg.weight", (1, 4, 0, 0))]:
         up, down = ({**p, n: p[n].clone()} for _ in range(2))
         up[n][index] += 0.25
         down[n][index] -= 0.25
-        slope = float(flow(up) - flow(down)) / 0.5
-        assert float(found[n][index]) == pytest.approx(float(p[n][index]) * slope, rel=1e-9)
+        slope = float(((flows(up) - flows(down)) / 0.5 / total).sum())
+        assert float(found[n][index]) == pytest.approx(float(p[n][index]) * slope, rel=1e-8)
+
+
+def test_flows_that_are_added_as_they_are(model):
+    plain = _linear(model)
+    found = _flow(plain, _ones(batches(count=1)[0]), TASKS, prunable(plain), [], None, equal=False)
+    expected = naive(positive(model), lambda p: flows(p).sum())
+    for n in USED:
+        np.testing.assert_allclose(found[n].numpy(), expected[n], rtol=1e-10)
+
+
+@pytest.mark.parametrize("louder", [1.0, 1e6])
+def test_every_task_has_the_same_flow_and_every_layer_all_of_it(model, louder):
+    """The law of conservation, for each task: what flows through a layer that all of it passes is the task's whole."""
+    with torch.no_grad():
+        model.seg.weight.mul_(louder)  # a task is worth no more because its numbers are larger
+    for tasks, shares in [(["seg"], {"seg"}), (["scene"], {"scene"}), (TASKS, {"seg", "scene"})]:
+        plain = _linear(model)
+        found = _flow(plain, _ones(batches(count=1)[0]), tasks, prunable(plain), [], None)
+        sums = {n: float(s.sum()) for n, s in found.items()}
+        assert sums == pytest.approx(
+            {"a.weight": len(tasks), "b.weight": len(tasks), **{f"{t}.weight": 1 for t in shares}}
+        )
+    # Added as they are, the louder task has it all.
+    plain = _linear(model)
+    added = _flow(plain, _ones(batches(count=1)[0]), TASKS, prunable(plain), [], None, equal=False)
+    seg, scene = flows(positive(model)).tolist()
+    assert float(added["seg.weight"].sum()) == pytest.approx(seg)
+    assert float(added["scene.weight"].sum()) == pytest.approx(scene)
+    assert float(added["a.weight"].sum()) == pytest.approx(seg + scene)
+
+
+def test_a_task_that_nothing_flows_to_has_no_share(model):
+    with torch.no_grad():
+        model.scene.weight.zero_()
+    plain = _linear(model)
+    found = _flow(plain, _ones(batches(count=1)[0]), TASKS, prunable(plain), [], None)
+    assert {n: pytest.approx(float(s.sum())) for n, s in found.items()} == {
+        "a.weight": 1,
+        "b.weight": 1,
+        "seg.weight": 1,
+        "scene.weight": 0,
+    }
+
+
+def test_no_head_is_cut_to_nothing_because_another_is_louder(model):
+    with torch.no_grad():
+        model.seg.weight.mul_(1e6)
+    total = sum(w.numel() for n, w in prunable(model).items() if n in USED)
+
+    def kept(equal):
+        scores = SynFlow(0.8, 20, equal)(model, batches(count=1), LOSSES, TASKS)
+        return {n: float(m.float().mean()) for n, m in Sparsity(0.8).mask(scores, Vote(0.5), Size(total)).items()}
+
+    quiet = kept(equal=True)
+    assert quiet["scene.weight"] > 0.2 and quiet["seg.weight"] > 0.2
+    assert kept(equal=False)["scene.weight"] == 0
+
+
+def test_a_norms_scale_is_that_of_inference(model):
+    """A convolution that is c times as large, with c^2 times the running variance behind it, is the same network."""
+    scores = SynFlow(0.9, 5)(model, batches(count=1), LOSSES, TASKS)
+    with torch.no_grad():
+        for norm in (model.na, model.nb):
+            norm.eps = 0.0
+    first = ranking(SynFlow(0.9, 5)(model, batches(count=1), LOSSES, TASKS))
+    with torch.no_grad():
+        model.a.weight.mul_(torch.tensor([8.0, 0.125, 4.0, 1.0, 0.5, 2.0])[:, None, None, None])
+        model.na.running_var.mul_(torch.tensor([64.0, 2.0**-6, 16.0, 1.0, 0.25, 4.0]))
+    assert (ranking(SynFlow(0.9, 5)(model, batches(count=1), LOSSES, TASKS)) == first).all()
+    assert (np.argsort(ranking(scores)) == np.argsort(first)).mean() > 0.9
 
 
 def test_one_round_ranks_by_the_flow(model):
@@ -152,12 +228,13 @@ def test_the_model_is_unchanged_and_the_data_do_not_matter(model):
     assert not any("forward" in vars(m) for m in model.modules())
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["a.weight"]
     assert all(p.grad is None for p in model.parameters())
-    # Nor do signs, running statistics and shifts of norms.
+    # Nor do signs, running means and shifts.
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(torch.where(torch.rand_like(p) < 0.5, -1.0, 1.0))
         model.na.running_mean.fill_(9.0)
         model.na.bias.fill_(5.0)
+        model.b.bias.fill_(5.0)
     assert (ranking(SynFlow(0.9, 5)(model, batches(), LOSSES, TASKS)) == first).all()
 
 
@@ -222,8 +299,11 @@ def test_a_layer_norm_of_maps_scales_channels():
     plain = _linear(net)
     found = _flow(plain, {"image": torch.ones(1, 3, 4, 4).double()}, ["seg"], prunable(plain), [], None)
     a, n, seg = (w.detach().double().abs().squeeze().numpy() for w in (net.a.weight, net.n.weight, net.seg.weight))
-    np.testing.assert_allclose(found["a.weight"].squeeze().numpy(), 16 * a * (n * seg.sum(0))[:, None], rtol=1e-10)
-    np.testing.assert_allclose(found["seg.weight"].squeeze().numpy(), 16 * seg * n * a.sum(1), rtol=1e-10)
+    whole = seg @ (n * a.sum(1))
+    np.testing.assert_allclose(
+        found["a.weight"].squeeze().numpy(), a * (n * seg.sum(0))[:, None] / whole.sum(), rtol=1e-10
+    )
+    np.testing.assert_allclose(found["seg.weight"].squeeze().numpy(), seg * n * a.sum(1) / whole.sum(), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

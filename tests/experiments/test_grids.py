@@ -5,17 +5,20 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 
 from cut import schedules
 from cut.data.rooms import Rooms
 from cut.decomposition import prunable
+from cut.distillation import Distillation
+from cut.fusion import FallingVote, Ranking
 from cut.model import MultiTaskModel
 from cut.network import NetworkConfig
 from experiments import grids, recipe
 from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
-from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, rate_of
+from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, pruned, rate_of
 from experiments.run import CLI, _config, parsed
 
 ALL = {name: make() for name, make in GRIDS.items()}
@@ -100,6 +103,7 @@ def test_the_same_run_is_shared_by_tables():
 # Per grid, what cells of one seed and sparsity may differ in besides what their method is about.
 CHANGED: dict[str, set[str]] = {
     "rates": {LR},
+    "highrate": {LR, "trainer.callbacks"},
     "rooms": {LR},
     "methods": {LR, "trainer.callbacks"},  # distillation, soft thresholds, towers
     "subsets": {"pruning.tasks"},
@@ -161,7 +165,7 @@ def test_floor_seed_steps_and_data(name):
         if (
             cell.target is not None
             and cell.target < 1
-            and name in ("rates", "rooms", "methods", "subsets", "backbones")
+            and name in ("rates", "highrate", "rooms", "methods", "subsets", "backbones")
         ):
             assert config["pruning"]["floor"] == floor(cell.target)
 
@@ -209,6 +213,71 @@ def test_every_method_runs_at_its_own_rate_and_the_rates_grid_at_all():
     assert set(counts.values()) == {len(RATES)} and len(counts) == 3 * 13 + 1
     for cell in pruned_cells("rooms"):
         assert cell.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate_of(cell.method, cell.target)
+
+
+def test_higher_rates_are_beside_the_highest_and_chosen_by_nothing():
+    rows = {(r.method, r.runs[0][0].target, r.variant["rate"]): r.runs[0][0] for r in ALL["highrate"].rows}
+    for method in ("magnitude", "snip", "disparse", "cut", "cut-plus"):
+        for sparsity in (0.9, 0.95):
+            assert {r for m, s, r in rows if (m, s) == (method, sparsity)} == {3e-3, 1e-2}
+    for method in ("rigl", "adapmtl", "disparse-dynamic"):
+        assert {(s, r) for m, s, r in rows if m == method} == {(0.9, r) for r in RATES}
+    rated, others = ({c.id for c in pruned_cells(n)} for n in ("rates", "methods"))
+    assert 1e-2 not in RATES and {r.variant["rate"] for r in ALL["rates"].rows} == set(RATES)
+    for (method, sparsity, rate), cell in rows.items():
+        assert cell.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate
+        if rate == 3e-3 and method in {r.method for r in ALL["rates"].rows}:
+            assert cell.id in rated, "the run that the choice was made from"
+        if method in grids.INHERITED and rate == rate_of(method, sparsity):
+            assert cell.id in others, "the run of the inherited rate"
+
+
+def test_rules_that_are_the_same_are_run_once_and_at_one_rate():
+    """What is shown under two names is the same but for the name, and the grid says so."""
+    for name, shown in grids.SAME.items():
+        mine, other = (Cell((f"pruning/{m}",)).config for m in (name, shown))
+        if name != "cut-majority":  # the same with three tasks only
+            assert {**mine, "method": shown} == other
+        assert [rate_of(name, s) for s in (0.7, 0.9)] == [rate_of(shown, s) for s in (0.7, 0.9)]
+        assert not any(c.method == name for c in CELLS.values())
+        rows = [r for n in ("rooms", "methods") for r in ALL[n].rows if r.method == name]
+        assert rows and all(c.method == shown for r in rows for run in r.runs for c in run)
+    assert VARIES["fisher-per-task"] == VARIES["cut-squared"] == "cut"
+
+
+def test_a_falling_share_is_the_union_at_the_sparsities_of_the_tables_and_moves_in_rounds():
+    def votes(sparsity):
+        return Ranking({"a": {"w": torch.ones(1)}}, FallingVote(1.0, 0.0).at(sparsity).share).votes_needed(3)
+
+    assert [votes(s) for s in (0.7, 0.9, 0.95)] == [1, 1, 1]
+    assert "cut-falling" in ALL["methods"].note
+    rounds = [votes(1 - 0.05 ** (i / 8)) for i in range(1, 9)]
+    assert sorted(rounds, reverse=True) == rounds and set(rounds) == {3, 2, 1}
+    by_change = {r.variant["change"]: r.runs[0][0].config["pruning"] for r in ALL["changes"].rows}
+    for change, rule in [("cut-plus, falling vote share", "cut-plus"), ("gradual, falling vote share", "cut-gradual")]:
+        plain = dict(pruned(rule, 0.95, 1).config["pruning"])
+        found = dict(by_change[change])
+        assert found.pop("fusion") == grids.FALLING and plain.pop("fusion") != grids.FALLING and found == plain
+
+
+def test_distillation_is_tried_in_its_parts():
+    changes = {r.variant["change"]: r.runs[0][0].config for r in ALL["changes"].rows}
+    parts = {}
+    for part in ("", " of outputs", " of features"):
+        config = changes[f"distillation{part}"]
+        (spec,) = config["trainer"]["callbacks"]
+        made = Distillation(**spec.get("init_args", {}))
+        parts[part] = (made.weight > 0, made.features > 0)
+        assert config["pruning"] == changes["nothing"]["pruning"]
+    assert parts == {"": (True, True), " of outputs": (True, False), " of features": (False, True)}
+
+
+def test_magnitude_plus_is_cut_plus_with_another_score():
+    mine, ours = (Cell((f"pruning/{m}",)).config["pruning"] for m in ("magnitude-plus", "cut-plus"))
+    assert mine == {**ours, "scorer": Cell(("pruning/magnitude",)).config["pruning"]["scorer"]}
+    assert {r.runs[0][0].target for r in ALL["methods"].rows if r.method == "magnitude-plus"} == {0.7, 0.9}
+    changed = {r.variant["change"]: r.runs[0][0] for r in ALL["changes"].rows}
+    assert changed["magnitude, reconstruction in 8 rounds"].method == "magnitude-plus"
 
 
 def test_a_rate_is_that_of_the_next_lower_sparsity_and_of_the_method_that_is_varied(monkeypatch):
