@@ -23,6 +23,7 @@ from cut.cost import size_on_disk
 from cut.network import MultiTaskNet, NetworkConfig
 from tests.small_networks import Cnn, random_mask, silenced, trained
 from tests.test_compact import image
+from tests.test_structured import TASKS, halved
 
 FORGERIES, FLIPS, HEADERS = {"foreign": 150, "own": 60}, 100, 100
 
@@ -414,17 +415,36 @@ BLOCKED = set(sys.argv[2].split(","))
 sys.meta_path[:] = [Only(list(sys.meta_path))]
 from cut.checkpoint import load
 import torch
-model = load(sys.argv[1])
-with torch.no_grad():
-    found = model(torch.ones(1, 3, 64, 64))
-torch.save(found, sys.argv[3])
+found = {}
+for folder in sys.argv[3:]:
+    with torch.no_grad():
+        found[folder] = load(folder)(torch.load(folder + "/image.pt", weights_only=True))
+torch.save(found, sys.argv[1])
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & BLOCKED, loaded & BLOCKED
 """
 
 
-def test_a_model_loads_where_only_torch_timm_safetensors_and_cut_are(own, tmp_path):
+def test_compact_models_load_where_only_torch_timm_safetensors_and_cut_are(tmp_path):
+    """A CNN with half of its channels and a ViT with fewer heads and neurons, each without one of its heads."""
     import tomllib
+
+    expected = {}
+    for backbone in ("resnet10t", "test_vit"):
+        dense, small, image = halved(backbone)
+        save(small, tmp_path / backbone)
+        torch.save(image, tmp_path / backbone / "image.pt")
+        with torch.no_grad():
+            expected[str(tmp_path / backbone)] = small(image)
+        assert set(small.heads) == set(TASKS) < set(dense.heads)
+        if backbone == "resnet10t":
+            convs = [(m, small.get_submodule(n)) for n, m in dense.backbone.named_modules(prefix="backbone")]
+            narrower = [new.out_channels < old.out_channels for old, new in convs if isinstance(old, nn.Conv2d)]
+            assert sum(narrower) > 0.9 * len(narrower)
+        else:
+            blocks = list(zip(dense.backbone.model.blocks, small.backbone.model.blocks, strict=True))
+            assert all(new.attn.num_heads < old.attn.num_heads for old, new in blocks)
+            assert all(new.mlp.fc1.out_features == old.mlp.fc1.out_features // 2 for old, new in blocks)
 
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
@@ -449,12 +469,14 @@ def test_a_model_loads_where_only_torch_timm_safetensors_and_cut_are(own, tmp_pa
     }
     assert {"lightning", "torchmetrics", "torch_pruning", "rich", "wandb", "scipy", "pandas", "onnx"} <= modules
     subprocess.run(
-        [sys.executable, "-c", BARE, str(own[0]), ",".join(modules), str(tmp_path / "out.pt")],
+        [sys.executable, "-c", BARE, str(tmp_path / "out.pt"), ",".join(modules), *expected],
         check=True,
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     found = torch.load(tmp_path / "out.pt", weights_only=True)
-    expected = outputs(own[0], None, torch.ones(1, 3, 64, 64))
-    for task, value in expected.items():
-        torch.testing.assert_close(found[task], value)
+    assert set(found) == set(expected)
+    for folder, outputs_ in expected.items():
+        assert set(found[folder]) == set(TASKS)
+        for task, value in outputs_.items():
+            torch.testing.assert_close(found[folder][task], value)
