@@ -1,20 +1,26 @@
 """Checkpoint: save and load a compact network without pickle.
 
 The file (:mod:`cut.modelfile`) holds what was removed and the shape of every tensor. Loading builds the dense
-network again, removes the same parts, sets the same sizes and fills in the tensors. The dense network is
-built from the file only if it is our own :class:`cut.network.MultiTaskNet`; for any other network the caller
-gives a ``builder``. A file never names code to import.
+network again, removes the same parts, sets the same sizes and fills in the tensors. Our own dense network is built
+without memory for its parameters, so that loading takes what the file holds and not what its dense form would.
+
+A network is built from the file only if it is our own :class:`cut.network.MultiTaskNet`; for any other network the
+caller gives a ``builder``. A file never names code to import.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cut.attention import fit_heads, plain_attention
 from cut.modelfile import DTYPES, is_shape, read_spec, read_tensors, write
@@ -23,7 +29,8 @@ from cut.sizes import can_shrink, sizes
 from cut.stub import Structure, Stub, TaskSubset
 
 _OWN, _FOREIGN = "multitasknet", "foreign"
-_MAX_DEPTH, _MAX_DENSE = 16, 1 << 31
+# Numbers in the dense form, and in those of its tensors that must be made because a file does not hold them.
+_MAX_DEPTH, _MAX_DENSE, _MAX_MADE = 16, 1 << 31, 1 << 25
 _SINCE: dict[str, Any] = {"norms": {}}  # entries that older files lack, with what they mean by that
 
 
@@ -82,10 +89,9 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
     spec = read_spec(folder)
     _check_spec(spec, builder)
     tensors = read_tensors(folder, spec)
-    network = builder() if builder is not None else _build_own(spec["network"])
-    _remove_parts(network, spec)
-    _count_cut(network, spec, tensors)
-    _fill(network, tensors, spec["aliases"])
+    network = _filled(builder() if builder is not None else _build_own(spec["network"]), spec, tensors)
+    if builder is None and any(t.is_meta for t in _tensors(network)):
+        network = _filled(_build_own(spec["network"], computed=True), spec, tensors)
     if spec["tasks"] is not None and spec["kind"] == _OWN:
         network.select(spec["tasks"])  # type: ignore[operator]
     elif spec["tasks"] is not None:
@@ -187,32 +193,85 @@ def _is_structure(value: Structure, depth: int) -> bool:
 # -------------------------------------------------------------------------------------------------- building
 
 
-def _build_own(spec: dict[str, Any]) -> nn.Module:
-    """Our own dense network; without memory if the file holds all its numbers, so that no size can hurt.
+def _build_own(spec: dict[str, Any], computed: bool = False) -> nn.Module:
+    """Our own dense network, without memory for what the file holds, so that no size can hurt.
+
+    Args:
+        spec: The specification.
+        computed: Make the tensors that a network computes for itself and no file holds, such as the positions of
+            windows and of tokens. Only after the file has been compared with the network that has none.
 
     Raises:
-        ValueError: If the specification is not valid.
+        ValueError: If the specification is not valid, or its network too large.
     """
     from cut.network import MultiTaskNet
 
     try:
         with torch.device("meta"):
             network = MultiTaskNet.from_spec(spec)
-        size = sum(p.numel() for p in network.parameters())
-        if size > _MAX_DENSE:
-            raise ValueError(f"its dense form has {size} parameters; at most {_MAX_DENSE} are allowed")
-        return MultiTaskNet.from_spec(spec) if _holds_more(network) else network
+        parameters = sum(p.numel() for p in network.parameters())
+        others = sum(t.numel() for t in _tensors(network)) - parameters
+        if parameters + others > _MAX_DENSE:
+            raise ValueError(f"its dense form has {parameters + others} numbers; at most {_MAX_DENSE} are allowed")
+        if not computed:
+            return network
+        if others > _MAX_MADE:
+            raise ValueError(f"{others} of its numbers are no parameters; at most {_MAX_MADE} are allowed")
+        with _parameters_without_memory():
+            return MultiTaskNet.from_spec(spec)
     except Exception as error:  # timm raises many kinds for names and sizes that it does not know
         raise ValueError(f"the network in the model file cannot be built: {error}") from error
 
 
-def _holds_more(network: nn.Module) -> bool:
-    """Whether a network computes with tensors that a file does not hold: they must be made."""
-    stored = set(network.state_dict())
-    attributes = [value for module in network.modules() for value in vars(module).values()]
-    return any(isinstance(v, Tensor) for v in attributes) or not stored.issuperset(
-        name for name, _ in network.named_buffers()
-    )
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that modules have as mere attributes."""
+    attributes = (value for module in network.modules() for value in vars(module).values())
+    return chain(network.parameters(), network.buffers(), (v for v in attributes if isinstance(v, Tensor)))
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what would write into a parameter of a single number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it, or give what it would write into back."""
+        named = kwargs or {}
+        target = args[0] if args else named.get("tensor")  # as torch.nn.init passes it
+        name = getattr(func, "__name__", "")
+        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if writes and isinstance(target, Tensor) and target.numel() > 1 and not any(target.stride()):
+            return target
+        return func(*args, **named)
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """What this thread builds has parameters of one number each, shown as many; its other tensors are made.
+
+    On the meta device they would take that of the parameters, as timm looks at these to find its device.
+    """
+    thread = threading.get_ident()
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != thread:
+            return None  # as it is
+        one = torch.zeros((), dtype=parameter.dtype)
+        return nn.Parameter(one.expand(parameter.shape), parameter.requires_grad)
+
+    hook: Any = emptied
+    handle = nn.modules.module.register_module_parameter_registration_hook(hook)
+    try:
+        with _Uninitialised():
+            yield
+    finally:
+        handle.remove()
+
+
+def _filled(network: nn.Module, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network without what the file lists as removed, and with the file's tensors."""
+    _remove_parts(network, spec)
+    _count_cut(network, spec, tensors)
+    _fill(network, tensors, spec["aliases"])
+    return network
 
 
 def _remove_parts(network: nn.Module, spec: Mapping[str, Any]) -> None:

@@ -106,5 +106,5 @@ def needed(extra: str, *names: str) -> list[Any]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        message = f"this needs the extra {extra!r} (pip install 'cut[{extra}]'): {error}"
+        message = f"this needs the extra {extra!r} (in the project's folder: pip install -e '.[{extra}]'): {error}"
         raise ValueError(message) from error

@@ -89,7 +89,8 @@ def _import(extra: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"this needs the extra {extra!r} (pip install 'cut[{extra}]'): {error}") from error
+        message = f"this needs the extra {extra!r} (in the project's folder: pip install -e '.[{extra}]'): {error}"
+        raise ValueError(message) from error
 
 
 # ------------------------------------------------------------------------------------------------ ONNX Runtime

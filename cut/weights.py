@@ -78,7 +78,8 @@ def _dinov2(data: bytes) -> dict[str, Tensor]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise ValueError("converting the DINOv2 file needs onnx: pip install 'cut[export]'") from error
+        message = "converting the DINOv2 file needs onnx (in the project's folder: pip install -e '.[export]')"
+        raise ValueError(message) from error
     graph = onnx.load_from_string(data).graph
     arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     readers: dict[str, list[Any]] = {}

@@ -8,6 +8,9 @@ A comment on the line before a block says what is special about it:
     <!-- run: no, REASON -->    not run; the reasons that are allowed are in test_pages.py
 
 All other blocks of Python and shell are run as they stand, in the order of the page, in one temporary folder.
+
+A page is read in a shell of its own that nothing has prepared: what it shows must switch the environment on
+(``. .venv/bin/activate``) before a command is called by its bare name, for ``cut`` alone is Unix's.
 """
 
 import importlib
@@ -24,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?ms)((?:^<!-- (?:run|file): [^\n]* -->\n)*)^```(\w*)\n(.*?)^```$")
 SHELL = ("sh", "bash")
+ACTIVATE = [".", ".venv/bin/activate"]
+PROGRAMS = ("cut", "python", "pip")  # found in an environment that is switched on, or not at all, or another's
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def run_page(path: Path, folder: Path, names: dict) -> int:
         names: What blocks "with model" know.
     """
     furnish(folder)
-    space, count = {"__name__": "__main__"}, 0
+    space, count, active = {"__name__": "__main__"}, 0, False
     for block in blocks(path.read_text()):
         if block.file:
             (folder / block.file).write_text(block.code)
@@ -88,7 +93,9 @@ def run_page(path: Path, folder: Path, names: dict) -> int:
                 exec(compile(block.code, f"{path.name}, block {count}", "exec"), space | names if block.run else space)
             else:
                 for words in commands(block.code):
-                    assert run_here(words) == 0, words
+                    assert active or words[0] not in PROGRAMS, f"{words}: {shlex.join(ACTIVATE)} comes first"
+                    active = active or words == ACTIVATE
+                    assert words == ACTIVATE or run_here(words) == 0, words
     return count
 
 
@@ -137,19 +144,29 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
+def newcomer() -> dict[str, str]:
+    """The variables of a shell that was just opened: the environment that runs the tests is not switched on in it."""
+    ours = Path(sys.prefix, "bin").resolve()
+    path = [p for p in os.environ["PATH"].split(os.pathsep) if Path(p).resolve() != ours]
+    # The number of threads is the suite's, whose tests run side by side; a newcomer has none.
+    left = {n: v for n, v in os.environ.items() if n not in ("VIRTUAL_ENV", "PYTHONHOME", "OMP_NUM_THREADS")}
+    return left | {"PATH": os.pathsep.join(path)}
+
+
 def run_slowly(path: Path, folder: Path) -> int:
-    """Run all marked and quick shell blocks of a page in a copy of the project; returns how many were marked."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
-    environment.pop("OMP_NUM_THREADS", None)  # the suite's, whose tests run side by side; a newcomer has none
-    count = 0
-    for block in blocks(path.read_text()):
-        if block.file:
-            (folder / block.file).write_text(block.code)
-        elif block.language in SHELL and block.run in ("", "slow"):
-            count += block.run == "slow"
-            # The suite that runs this is what make test runs: only its recipe is read here.
-            code = re.sub(r"(?m)^make test\b", "make --dry-run test", block.code)
-            subprocess.run(
-                ["bash", "-e", "-c", code], cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL
-            )
-    return count
+    """Run all marked and quick shell blocks of a page in a copy of the project, in one new shell.
+
+    Returns:
+        How many were marked.
+    """
+    shown = blocks(path.read_text())
+    files = {block.file: block.code for block in shown if block.file}
+    assert len(files) == sum(bool(block.file) for block in shown), f"{path.name} has two files of one name"
+    for name, code in files.items():
+        (folder / name).write_text(code)
+    run = [b for b in shown if b.language in SHELL and not b.file and b.run in ("", "slow")]
+    # The suite that runs this is what make test runs: only its recipe is read here.
+    code = re.sub(r"(?m)^make test\b", "make --dry-run test", "\n".join(b.code for b in run))
+    environment = newcomer() | {"PYTHONPATH": str(folder)}  # the copy's code, not that of the folder it is made of
+    subprocess.run(["bash", "-e", "-c", code], cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL)
+    return sum(b.run == "slow" for b in run)

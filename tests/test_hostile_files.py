@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cut import modelfile
+from cut.attention import plain_attention
 from cut.checkpoint import load, read_metadata, save
 from cut.compact import compact
+from cut.cost import size_on_disk
 from cut.network import MultiTaskNet, NetworkConfig
 from tests.small_networks import Cnn, random_mask, silenced, trained
 from tests.test_compact import image
+from tests.test_structured import TASKS, halved
 
 FORGERIES, FLIPS, HEADERS = {"foreign": 150, "own": 60}, 100, 100
 
@@ -311,9 +315,67 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 for folder in sys.argv[1:]:
     try:
         load(folder, Cnn if "foreign" in folder else None)
+        print(Path(folder).name, "loaded")
     except ValueError as error:
-        print("refused", error)
+        print(Path(folder).name, "refused:", error)
 """
+
+
+def with_a_gigabyte(folders):
+    """What loading each of them says, by the folder's name, in a process that may take a gigabyte more."""
+    command = [sys.executable, "-c", LIMIT, *map(str, folders)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert found.returncode == 0, found.stderr[-2000:]
+    return dict(line.split(" ", 1) for line in found.stdout.splitlines())
+
+
+def thin(folder, backbone, **options):
+    """A small file that fits a large network of ours: every layer has a single channel, every attention one head."""
+    with torch.device("meta"):
+        model = MultiTaskNet({"seg": 4}, config=NetworkConfig(backbone, head_width=8, **options))
+    sizes = {}
+    for _, attention in plain_attention(model):
+        sizes[attention.qkv], sizes[attention.proj] = (3 * attention.head_dim, 1), (1, attention.head_dim)
+    for module in model.modules():
+        resizable = isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
+        for tensors in (module._parameters, module._buffers):
+            for name, t in tensors.items():
+                if t is not None:
+                    shape = (*sizes.get(module, (1, 1))[: t.ndim], *t.shape[2:]) if resizable else t.shape
+                    value = torch.zeros(shape, dtype=t.dtype)
+                    tensors[name] = nn.Parameter(value) if tensors is module._parameters else value
+    save(model, folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_networks_that_compute_tensors_of_their_own_take_no_more_memory_than_their_file_and_these(tmp_path):
+    """EVA and Swin hold positions that no file does; dense, the one here takes 1.2 GB, the other's windows 10 GB."""
+    large, windows = "eva02_large_patch14_224", "swin_tiny_patch4_window7_224"
+    thin(tmp_path / "fits", large)
+    thin(tmp_path / "other", "eva02_tiny_patch14_224")
+    rewrite(tmp_path / "other", lambda s: s["network"]["config"].update(backbone=large))
+    thin(tmp_path / "windows", windows, img_size=(224, 224))
+    shutil.copytree(tmp_path / "windows", tmp_path / "many")
+    rewrite(tmp_path / "many", lambda s: s["network"]["config"].update(img_size=[28672, 28672]))
+    assert all(size_on_disk(f) < 3e6 for f in tmp_path.iterdir())
+    said = with_a_gigabyte(sorted(tmp_path.iterdir()))
+    assert said["fits"] == said["windows"] == "loaded"
+    assert "tensors" in said["other"] and "differ" in said["other"]
+    assert "numbers; at most" in said["many"] or "numbers are no parameters; at most" in said["many"]
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "levit_128s"])
+def test_what_a_network_computes_for_itself_is_there_after_loading(backbone, tmp_path):
+    model = MultiTaskNet({"seg": 4}, config=NetworkConfig(backbone, head_width=8)).eval()
+    save(model, tmp_path / "m")
+    loaded = load(tmp_path / "m")
+    expected = dict(model.named_buffers())
+    assert not set(expected) <= set(model.state_dict())
+    for name, value in loaded.named_buffers():
+        assert torch.equal(value, expected[name]), name
+    assert all(p.is_contiguous() and p.requires_grad for p in loaded.parameters())
+    again = MultiTaskNet({"seg": 4}, config=NetworkConfig("resnet10t", head_width=8))
+    assert all(p.is_contiguous() for p in again.parameters()) and again.backbone.conv1[0].weight.std() > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -334,11 +396,8 @@ def test_sizes_that_would_fill_the_memory_are_refused_before_it_is_taken(foreign
         shutil.copytree(foreign[0] if name.startswith("foreign") else own[0], folder)
         rewrite(folder, change)
         folders.append(str(folder))
-    found = subprocess.run(
-        [sys.executable, "-c", LIMIT, *folders], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert found.stdout.count("refused") == len(changes), found.stdout
+    said = with_a_gigabyte(folders)
+    assert set(said) == set(changes) and all(words.startswith("refused") for words in said.values()), said
 
 
 BARE = """
@@ -356,17 +415,36 @@ BLOCKED = set(sys.argv[2].split(","))
 sys.meta_path[:] = [Only(list(sys.meta_path))]
 from cut.checkpoint import load
 import torch
-model = load(sys.argv[1])
-with torch.no_grad():
-    found = model(torch.ones(1, 3, 64, 64))
-torch.save(found, sys.argv[3])
+found = {}
+for folder in sys.argv[3:]:
+    with torch.no_grad():
+        found[folder] = load(folder)(torch.load(folder + "/image.pt", weights_only=True))
+torch.save(found, sys.argv[1])
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & BLOCKED, loaded & BLOCKED
 """
 
 
-def test_a_model_loads_where_only_torch_timm_safetensors_and_cut_are(own, tmp_path):
+def test_compact_models_load_where_only_torch_timm_safetensors_and_cut_are(tmp_path):
+    """A CNN with half of its channels and a ViT with fewer heads and neurons, each without one of its heads."""
     import tomllib
+
+    expected = {}
+    for backbone in ("resnet10t", "test_vit"):
+        dense, small, image = halved(backbone)
+        save(small, tmp_path / backbone)
+        torch.save(image, tmp_path / backbone / "image.pt")
+        with torch.no_grad():
+            expected[str(tmp_path / backbone)] = small(image)
+        assert set(small.heads) == set(TASKS) < set(dense.heads)
+        if backbone == "resnet10t":
+            convs = [(m, small.get_submodule(n)) for n, m in dense.backbone.named_modules(prefix="backbone")]
+            narrower = [new.out_channels < old.out_channels for old, new in convs if isinstance(old, nn.Conv2d)]
+            assert sum(narrower) > 0.9 * len(narrower)
+        else:
+            blocks = list(zip(dense.backbone.model.blocks, small.backbone.model.blocks, strict=True))
+            assert all(new.attn.num_heads < old.attn.num_heads for old, new in blocks)
+            assert all(new.mlp.fc1.out_features == old.mlp.fc1.out_features // 2 for old, new in blocks)
 
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
@@ -391,12 +469,14 @@ def test_a_model_loads_where_only_torch_timm_safetensors_and_cut_are(own, tmp_pa
     }
     assert {"lightning", "torchmetrics", "torch_pruning", "rich", "wandb", "scipy", "pandas", "onnx"} <= modules
     subprocess.run(
-        [sys.executable, "-c", BARE, str(own[0]), ",".join(modules), str(tmp_path / "out.pt")],
+        [sys.executable, "-c", BARE, str(tmp_path / "out.pt"), ",".join(modules), *expected],
         check=True,
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     found = torch.load(tmp_path / "out.pt", weights_only=True)
-    expected = outputs(own[0], None, torch.ones(1, 3, 64, 64))
-    for task, value in expected.items():
-        torch.testing.assert_close(found[task], value)
+    assert set(found) == set(expected)
+    for folder, outputs_ in expected.items():
+        assert set(found[folder]) == set(TASKS)
+        for task, value in outputs_.items():
+            torch.testing.assert_close(found[folder][task], value)

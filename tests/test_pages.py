@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments import architecture
-from tests.pages import BLOCK, ROOT, blocks, commands, pages, run_page
+from tests.pages import ACTIVATE, BLOCK, PROGRAMS, ROOT, SHELL, blocks, commands, pages, run_page
 from tests.small_networks import Cnn, trained
 from tests.test_reference import LOSSES, batches
 
@@ -26,6 +26,7 @@ REASONS = {
 }
 # Figures that pages have room for and whose runs are not made yet.
 FIGURES = {"docs/figures/latency.png", "docs/figures/megabytes.png"}
+CREDITS = {"docs/ATTRIBUTION-ROOMS.md"}  # ships with every set that is rendered; it names the program that wrote it
 PLAIN = {"", "text", "groups", "json"}  # languages of what is shown and no program
 NAMES = [p.relative_to(ROOT).as_posix() for p in pages()]
 TEXTS = {name: (ROOT / name).read_text() for name in NAMES}
@@ -52,6 +53,32 @@ def test_every_block_is_run_or_says_why_not():
             )
     assert set(reasons) <= set(REASONS)
     assert all(count <= REASONS[reason] for reason, count in reasons.items()), dict(reasons)
+
+
+def program(words):
+    """What a line calls, without the variables that are set for it."""
+    return next((w for w in words if not re.match(r"\w+=", w)), "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_environment_is_switched_on_before_a_command_is_called_by_its_bare_name(name):
+    """In blocks before the first of them, also in those that are not run; for commands within the text anywhere."""
+    active = False
+    for block in blocks(TEXTS[name]):
+        shown = block.code if block.language in SHELL and not block.file else ""
+        for words in commands(shown):
+            active = active or words == ACTIVATE
+            assert active or program(words) not in PROGRAMS, f"{words}: {' '.join(ACTIVATE)} comes first"
+        # Commands are shown as such, so that they are seen here: in a block without a language they are not run.
+        assert block.language or not re.search(rf"(?m)^({'|'.join(PROGRAMS)}) ", block.code), block.code
+    inline = re.findall(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`", BLOCK.sub("", TEXTS[name]))
+    assert not inline or name in CREDITS or " ".join(ACTIVATE) in TEXTS[name], inline
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_page_installs_the_package_of_another_of_the_same_name(name):
+    """``cut`` of the package index is not this project."""
+    assert not re.search(r"pip install ['\"]?cut\b", TEXTS[name])
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if any(b.file for b in blocks(TEXTS[n]))])

@@ -20,7 +20,7 @@ from cut.regrowth import Regrowth
 from cut.schedules import Iterative
 from cut.scores import Magnitude, sensitivity
 from cut.structured import Channels, make_unit_mask, plan
-from cut.units import cut_units
+from cut.units import cut_units, weight_mask
 from tests.small_networks import Cnn, trained
 from tests.test_pruning import KeepMasks, build, fit
 
@@ -53,6 +53,14 @@ def network_of(backbone):
         goals = {t: torch.randn(o.shape, generator=g) for t, o in network(batch["image"]).items()}
     losses = {t: lambda out, _, goal=goal: F.l1_loss(out / out.detach().std(), goal) for t, goal in goals.items()}
     return network, batch, losses
+
+
+def halved(backbone):
+    """The network, its compact form with two of its three tasks and half of every group's units, and pictures."""
+    network, batch, losses = network_of(backbone)
+    groups = plan(network, batch, losses, TASKS).groups
+    mask = weight_mask(network, groups, {g.name: torch.arange(g.units) % 2 == 0 for g in groups})
+    return network, compact(network, TASKS, mask, batch), batch["image"]
 
 
 @torch.no_grad()
