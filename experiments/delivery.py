@@ -2,9 +2,9 @@
 
     python -m experiments.delivery edge
 
-takes the compact models that the sweep kept (``python -m experiments.sweep edge --keep``), exports each to ONNX Runtime
-and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones on the
-test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
+takes the compact models that the sweep kept (``python -m experiments.sweep edge --models``), exports each to ONNX
+Runtime and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones
+on the test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool 
     """
     for one in (cell, reference):
         if not (runs / one.id / "compact").is_dir():
-            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --keep")
+            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --models")
     data = Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
     mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
     dense = files(runs / reference.id / "compact", cell.tasks, data, False) if cell.id != reference.id else {}
