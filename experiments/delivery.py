@@ -29,6 +29,7 @@ from cut.files import write_atomically
 from cut.latency import Timing, compare, ratio
 from cut.quantisation import quantise_onnx
 from cut.records import machine
+from experiments import idleness
 from experiments.cell import Cell
 from experiments.grid import Grid
 from experiments.grids import GRIDS
@@ -228,12 +229,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["cut-channels", "cut-channels-plus", "dense-longer"],
         help="methods with int8 files",
     )
+    idleness.option(parser)
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
         raise ValueError(f"no grid {args.grid!r}; allowed: {', '.join(GRIDS)}")
     grid = GRIDS[args.grid]()
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
     todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
+    if todo and not args.busy:
+        idleness.wait()
     left = 0
     with Progress() as bar:
         task = bar.add_task("delivery", total=len(todo))

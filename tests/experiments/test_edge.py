@@ -54,7 +54,13 @@ def test_cells_have_the_shares_that_were_measured(grid):
 def test_shapes_without_a_measurement_are_counted_not_shown(grid):
     planned = sum(len(edge.LATENCIES) for _ in edge.wanted())
     shown = sum(r.variant["latency"] < 1 for r in grid.rows)
-    assert shown == 5 and f"{planned - 5} shapes are not measured" in grid.note
+    assert shown == 8 and f"{planned - 8} shapes are not measured" in grid.note
+
+
+def test_a_method_that_takes_anothers_shares_is_cut_to_them(grid):
+    for method, other in edge.SHARES_OF.items():
+        for latency, share in SHARES["mobilenetv2"]["seg+depth"][other].items():
+            assert {c.target for c in of(grid, method, latency)} == {share}
 
 
 def test_every_selection_has_all_rivals_but_the_one_with_a_task_more():
