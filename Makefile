@@ -77,9 +77,9 @@ $(VENV)/.executorch: $(STAMP)
 	touch $@
 
 table-edge: $(if $(filter 0,$(RUN)),$(STAMP),$(VENV)/.executorch) # dense models, shapes that are fast enough, runs, files of every runtime, the table
-	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --only dense-seg --keep --workers $(WORKERS))
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --only dense-seg --models --workers $(WORKERS))
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.shapes)
-	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --keep --workers $(WORKERS))
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --models --workers $(WORKERS))
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.delivery edge)
 	$(PY) -m experiments.tables --grid edge
 

@@ -32,6 +32,7 @@ class Job:
         threads: Threads of the run.
         keep: Whether a pruned run's folder is kept.
         options: Options of the run that are no part of what it is, such as where the data lie.
+        models: Whether all that the run leaves is kept, and made again beside its record if it is not there.
     """
 
     cell: Cell
@@ -40,6 +41,7 @@ class Job:
     threads: int = 1
     keep: bool = False
     options: tuple[str, ...] = ()
+    models: bool = False
 
 
 Run = Callable[[Job], None]

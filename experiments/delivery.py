@@ -2,9 +2,9 @@
 
     python -m experiments.delivery edge
 
-takes the compact models that the sweep kept (``python -m experiments.sweep edge --keep``), exports each to ONNX Runtime
-and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones on the
-test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
+takes the compact models that the sweep kept (``python -m experiments.sweep edge --models``), exports each to ONNX
+Runtime and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones
+on the test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cut.files import write_atomically
 from cut.latency import Timing, compare, ratio
 from cut.quantisation import quantise_onnx
 from cut.records import machine
+from experiments import idleness
 from experiments.cell import Cell
 from experiments.grid import Grid
 from experiments.grids import GRIDS
@@ -184,7 +185,7 @@ def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool 
     """
     for one in (cell, reference):
         if not (runs / one.id / "compact").is_dir():
-            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --keep")
+            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --models")
     data = Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
     mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
     dense = files(runs / reference.id / "compact", cell.tasks, data, False) if cell.id != reference.id else {}
@@ -228,12 +229,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["cut-channels", "cut-channels-plus", "dense-longer"],
         help="methods with int8 files",
     )
+    idleness.option(parser)
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
         raise ValueError(f"no grid {args.grid!r}; allowed: {', '.join(GRIDS)}")
     grid = GRIDS[args.grid]()
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
     todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
+    if todo and not args.busy:
+        idleness.wait()
     left = 0
     with Progress() as bar:
         task = bar.add_task("delivery", total=len(todo))

@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.delivery import FOLDER, Delivery, Form, collect
 from experiments.grid import Grid
 from experiments.render import caption, number, write_formats
-from experiments.results import Records, delta, tidy
+from experiments.results import Records, delta, level, tidy
 from experiments.results import collect as collect_records
 from experiments.typeset import Table, Text, markdown
 
@@ -36,21 +36,23 @@ def by_file(grid: Grid, records: Records, deliveries: Deliveries) -> pd.DataFram
     Returns:
         The columns of :func:`experiments.results.tidy`, with :data:`FORMS`, ``file_bytes`` and ``peak_bytes`` behind
         ``seeds``. Means over the seeds that were delivered. Delta_m and metrics of int8 files are
-        those that they gave themselves.
+        those that they gave themselves. The index is the number of the grid's row.
     """
     frame = tidy(grid, records)
     lines: list[dict[str, Any]] = []
-    for row, (_, line) in zip(grid.rows, frame.iterrows(), strict=True):
+    places: list[int] = []
+    for at, (row, (_, line)) in enumerate(zip(grid.rows, frame.iterrows(), strict=True)):
         found: dict[tuple[str, str], list[tuple[str, Form]]] = {}
         for run in row.runs:
             for form in deliveries[run[0].id].forms if len(run) == 1 and run[0].id in deliveries else ():
                 found.setdefault((form.runtime, form.precision), []).append((run[0].id, form))
         plain: dict[str, Any] = {str(k): v for k, v in line.items()}
-        lines += [{**plain, **_measured(forms, grid, records)} for forms in found.values()] or [plain]
+        own = [{**plain, **_measured(forms, grid, records)} for forms in found.values()] or [plain]
+        lines, places = lines + own, places + [at] * len(own)
     columns = list(frame.columns)
-    at = columns.index("seeds") + 1
-    columns[at:at] = [*FORMS, "file_bytes", "peak_bytes"]
-    return pd.DataFrame(lines, columns=columns)
+    behind = columns.index("seeds") + 1
+    columns[behind:behind] = [*FORMS, "file_bytes", "peak_bytes"]
+    return pd.DataFrame(lines, columns=columns, index=places)
 
 
 def _measured(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -> dict[str, Any]:
@@ -88,12 +90,13 @@ def table(grid: Grid, files: pd.DataFrame, backbone: str, tasks: str) -> Table:
     head += [f"{runtime} of dense" for runtime, _ in OTHERS]
     head += ["int8 Δm %", "int8 MB", "int8 ms", "int8 .pte Δm %", "int8 .pte MB", "int8 .pte ms"]
     body = []
-    for kind, rows in part.groupby(["method", "latency", "sparsity"], sort=False, dropna=False):
-        method, latency, sparsity = str(kind[0]), float(kind[1]), float(kind[2])  # type: ignore[index,arg-type]
+    for at, rows in part.groupby(level=0):
+        row, sparsity = grid.rows[int(at)], float(rows["sparsity"].iloc[0])  # type: ignore[call-overload]
+        method, latency = row.method, float(row.variant["latency"])
         by = {(r["runtime"], r["precision"]): r for _, r in rows.iterrows()}
         main = by.get(MAIN, rows.iloc[0])
         spread = "" if math.isnan(main["delta_m_std"]) else f" ± {number(main['delta_m_std'])}"
-        own = method if latency < 1 or method == "dense-longer" else f"{method} ({sparsity:.0%} of weights)"
+        own = method if latency < 1 or method == "dense-longer" else f"{method} ({level(row, sparsity):.0%} of weights)"
         cells = [own, f"{latency:g}", str(int(main["seeds"])), number(main["delta_m"]) + spread]
         cells += [number(main["params"] / 1e6), number(main["macs"] / 1e6, 1), number(main["file_bytes"] / 1e6)]
         cells += [number(main["latency_ms"], 1), number(main["latency_ratio"])]

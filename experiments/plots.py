@@ -18,6 +18,7 @@ from cut.records import Record
 # Okabe and Ito's colours without yellow, which a white page swallows.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^PXv"
+SMALL = (4.2, 3.4)  # inches of a panel among several rows
 LINES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -87,19 +88,41 @@ def _curve(axes: Axes, points: np.ndarray, bottom: float, style: dict[str, Any])
         axes.plot(at, bottom, "v", markersize=9, markerfacecolor="white", color=style["color"], zorder=3)
         taken = sum(text.xy == (at, bottom) for text in axes.texts if isinstance(text, Annotation))  # by other curves
         options: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": style["color"]}
+        options["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # the curve runs behind its value
         axes.annotate(f"{value:.0f}", (at, bottom), (6, 9 * taken - 3), **options)
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, beside them."""
+def _legend(figure: Figure, axes: Sequence[Axes], free: Axes | None = None) -> None:
+    """One legend for all panels, beside them or in a place that no panel needs."""
     found = {label: handle for a in axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    if found:
+    if found and free is not None:
+        free.legend(found.values(), found.keys(), loc="upper left", frameon=False)
+    elif found:
         figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False)
 
 
 def _panels(count: int, width: float = 6.0) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width * count + 2, 4.2), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _grid(rows: Sequence[int]) -> tuple[Figure, list[Axes], Axes | None]:
+    """Panels in rows of these lengths, in order, and the first place without one; a single row is as :func:`_panels`.
+
+    More rows have smaller panels: the figure is to be read on a page, where it is as wide as the text.
+    """
+    if len(rows) == 1:
+        figure, panels = _panels(rows[0])
+        return figure, panels, None
+    columns = max(rows)
+    full = len(rows) * columns == sum(rows)
+    figure = Figure(figsize=(SMALL[0] * columns + 2 * full, SMALL[1] * len(rows)), layout="constrained")
+    places = figure.subplots(len(rows), columns, squeeze=False)
+    panels = [places[i][j] for i, count in enumerate(rows) for j in range(count)]
+    free = [places[i][j] for i, count in enumerate(rows) for j in range(count, columns)]
+    for axes in free:
+        axes.set_axis_off()
+    return figure, panels, free[0] if free else None
 
 
 def _scale(axes: Axes, x: str, rows: pd.DataFrame) -> None:
@@ -122,7 +145,7 @@ def _scale(axes: Axes, x: str, rows: pd.DataFrame) -> None:
 
 @mpl.rc_context(STYLE)
 def against(frame: pd.DataFrame, x: str) -> Figure:
-    """Delta_m against sparsity or size: a line per method, a panel per kept tasks and backbone.
+    """Delta_m against sparsity or size: a line per method, a panel per kept tasks, a row of them per backbone.
 
     Args:
         frame: Tidy, with at least one row that has a Delta_m.
@@ -135,8 +158,11 @@ def against(frame: pd.DataFrame, x: str) -> Figure:
     frame = frame[frame["delta_m"].notna() & frame[x].notna()]
     kept = frame.loc[frame["sparsity"] > 0, "tasks"].unique()  # a dense model of other tasks is no panel of its own
     frame = frame[frame["tasks"].isin(kept)] if len(kept) else frame
-    groups = list(frame.groupby(["tasks", "backbone"], sort=False))
-    figure, panels = _panels(len(groups))
+    backbones = [
+        list(part.groupby(["tasks", "backbone"], sort=False)) for _, part in frame.groupby("backbone", sort=False)
+    ]
+    groups = [one for part in backbones for one in part]
+    figure, panels, free = _grid([len(part) for part in backbones])
     for axes, (kind, rows) in zip(panels, groups, strict=True):
         bottom = floor(rows["delta_m"].tolist())
         axes.axhline(0, color="0.6", linewidth=1)
@@ -148,8 +174,9 @@ def against(frame: pd.DataFrame, x: str) -> Figure:
         _scale(axes, x, rows)
         axes.set_ylabel("Δm in %")
         tasks, backbone = kind  # type: ignore[misc]
-        axes.set_title(f"{str(tasks).replace('+', ', ')}; {backbone}", fontsize=10)
-    _legend(figure, panels)
+        between = "; " if len(backbones) == 1 else "\n"  # small panels have no room for both on one line
+        axes.set_title(f"{str(tasks).replace('+', ', ')}{between}{backbone}", fontsize=10)
+    _legend(figure, panels, free)
     return figure
 
 

@@ -4,7 +4,7 @@
 
 searches every method, model and selection of the table ``edge`` on its first seed and writes
 ``configs/recipe/latency.yaml``. The dense runs must have left their weights (``python -m experiments.sweep edge --only
-dense-``). The machine should do nothing else; a search that was stopped goes on from what it has timed.
+dense-seg --models``). The machine must do nothing else; a search that was stopped goes on from what it has timed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cut.search import Target, clock, search
 from cut.selection import Mask
 from cut.speed import fast_enough
 from cut.structured import make_unit_mask, plan
-from experiments import edge
+from experiments import edge, idleness
 from experiments.cell import CONFIGS, Cell
 from experiments.refusal import refusing
 from experiments.run import load_dense, parsed
@@ -58,8 +58,8 @@ def searched(
         progress: Show the search.
     """
     seed = edge.MODELS[model][0]
-    key = {"method": method, "model": model, "tasks": list(tasks), "rounding": edge.ROUNDING, **_machine()}
-    options: dict[str, Any] = {"cache": notes / f"{method}-{model}-{'+'.join(tasks)}.json", "key": key}
+    options: dict[str, Any] = {"cache": notes / f"{method}-{model}-{'+'.join(tasks)}.json"}
+    options |= {"key": key(method, model, tasks)}
     options |= {"progress": progress}
     find = _width if method == edge.WIDTH else _cut
     found = {}
@@ -72,8 +72,20 @@ def searched(
     return found
 
 
-def _machine() -> dict[str, Any]:
-    return {"processor": machine()["processor"], "torch": torch.__version__}
+def key(method: str, model: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """What readings depend on: the dense run, how the method cuts, the network, and how and where they are made."""
+    seed = edge.MODELS[model][0]
+    cell = edge.scaled(1.0, model, tasks, seed) if method == edge.WIDTH else edge.cut(method, 1.0, model, tasks, seed)
+    return {
+        "method": method,
+        "model": model,
+        "tasks": list(tasks),
+        "start": edge.start(model, seed).id,
+        "settings": {"pruning": cell.config["pruning"], "network": cell.config["model"]["init_args"]["network"]},
+        "timing": TIMING,
+        "processor": machine()["processor"],
+        "torch": torch.__version__,
+    }
 
 
 Measure = Callable[[Target, Mapping[str, Any]], float]
@@ -91,8 +103,6 @@ def _cut(method: str, model: str, tasks: Sequence[str], seed: int, runs: Path) -
 
 def masks(cell: Cell, runs: Path) -> tuple[torch.nn.Module, Callable[[float], Mask], torch.Tensor]:
     """A cell's dense network, the mask that its cut makes at a share of the MACs, and a picture.
-
-    A cut of several rounds is made in one here: which channels go changes little in what the file takes.
 
     Raises:
         ValueError: If the dense run has left no weights.
@@ -163,10 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--notes", type=Path, default=ROOT / "runs/shapes", help="what has been timed")
     parser.add_argument("--out", type=Path, default=CONFIGS / "recipe/latency.yaml")
     parser.add_argument("--only", default="", help="only models whose name contains this")
+    idleness.option(parser)
     args = parser.parse_args(argv)
     shares: dict[str, Any] = {m: {t: dict(by) for t, by in found.items()} for m, found in edge.shares().items()}
     todo = [(m, t, how) for m, t, how in edge.wanted() if how not in shares.get(m, {}).get("+".join(t), {})]
-    todo = [one for one in todo if args.only in one[0]]
+    todo = [one for one in todo if args.only in one[0] and one[2] not in edge.SHARES_OF]
+    if todo and not args.busy:
+        idleness.wait()
     with Progress() as bar:
         task = bar.add_task("shapes", total=len(todo))
         for model, tasks, method in todo:

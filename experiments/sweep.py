@@ -3,8 +3,9 @@
     python -m experiments.sweep rooms recovery --workers 2
 
 Shows progress and the time left, goes on after a kill, never runs a cell twice (a cell that another sweep is at is left
-to it), and tries the other cells if one fails. Every cell runs in a process of its own, so its peak memory is its own.
-With ``--backend ray`` cells are spread over a Ray cluster that shares this folder (extra ``ray``).
+to it; with ``--models`` a cell with a record but no model here runs again beside it), and tries the other cells if one
+fails. Every cell runs in a process of its own, so its peak memory is its own. With ``--backend ray`` cells are spread
+over a Ray cluster that shares this folder (extra ``ray``).
 """
 
 from __future__ import annotations
@@ -48,12 +49,41 @@ def done(cell: Cell, records: Path) -> bool:
 
 def ready(cell: Cell, runs: Path) -> bool:
     """Whether the dense run that a cell starts from has left its weights."""
-    return cell.start is None or (runs / cell.start.id / "last.ckpt").is_file()
+    return cell.start is None or _weights(cell.start, runs)
 
 
-def missing(cells: Sequence[Cell], records: Path, runs: Path) -> list[Cell]:
-    """The cells to run: those without a record, and dense ones whose weights another one needs but are not here."""
-    wanted = {c.id: c for c in cells if not done(c, records)}
+def left(cell: Cell, runs: Path) -> bool:
+    """Whether what a run leaves is here: its weights, which are written last, and its compact model."""
+    folder = runs / cell.id
+    return (folder / "last.ckpt").is_file() and (folder / "compact").is_dir()
+
+
+def finished(cell: Cell, records: Path, runs: Path, models: bool = False) -> bool:
+    """Whether a cell that was to run need not any more: a dense one must have left its weights.
+
+    Args:
+        cell: The cell.
+        records: Folder of records.
+        runs: Folder of the runs' folders.
+        models: Whether all that it leaves is wanted.
+    """
+    return done(cell, records) and (left(cell, runs) if models else cell.start is not None or _weights(cell, runs))
+
+
+def _weights(cell: Cell, runs: Path) -> bool:
+    return (runs / cell.id / "last.ckpt").is_file()
+
+
+def missing(cells: Sequence[Cell], records: Path, runs: Path, models: bool = False) -> list[Cell]:
+    """The cells to run: those without a record, and dense ones whose weights another one needs but are not here.
+
+    Args:
+        cells: From a grid.
+        records: Folder of records.
+        runs: Folder of the runs' folders.
+        models: Whether all the cells' models are wanted: then those with a record and no model here are to run too.
+    """
+    wanted = {c.id: c for c in cells if not done(c, records) or (models and not left(c, runs))}
     for cell in list(wanted.values()):
         if cell.start is not None and not ready(cell, runs):
             wanted[cell.start.id] = cell.start
@@ -94,9 +124,9 @@ def run_cell(job: Job) -> None:
         RuntimeError: If the run failed; the message ends with the last lines of its log.
     """
     folder, records = job.runs / job.cell.id, job.records
+    if finished(job.cell, records, job.runs, job.models):
+        return  # another sweep was faster
     if done(job.cell, records):
-        if job.cell.start is not None or (folder / "last.ckpt").is_file():
-            return  # another sweep was faster
         # Its weights are wanted, and a run with a record would not run; the record that others compare with stays.
         records = folder / "again"
         shutil.rmtree(records, ignore_errors=True)
@@ -118,7 +148,7 @@ def run_cell(job: Job) -> None:
             code = 1
     if code:
         raise RuntimeError(f"{job.cell.id} failed ({code}): " + " | ".join(log.read_text().splitlines()[-3:]))
-    if job.cell.start is not None and not job.keep:
+    if job.cell.start is not None and not (job.keep or job.models):
         shutil.rmtree(folder)
 
 
@@ -173,6 +203,7 @@ class Sweep:
         keep: Keep the folders of pruned runs (dense ones are kept always: others start from them).
         options: Further options of every run.
         groups: Id to the group of the run on W&B (its table), for runs that are logged there.
+        models: Keep all models, and run cells again whose model is not here, beside their records.
     """
 
     def __init__(
@@ -185,11 +216,12 @@ class Sweep:
         keep: bool = False,
         options: Sequence[str] = (),
         groups: Mapping[str, str] | None = None,
+        models: bool = False,
     ) -> None:
-        self.groups = dict(groups or {})
+        self.groups, self.models = dict(groups or {}), models
         self.records, self.runs, self.backend, self.threads, self.keep = records, runs, backend, threads, keep
         self.cells, self.options = list(cells), tuple(options)
-        self.waiting = missing(cells, records, runs)
+        self.waiting = missing(cells, records, runs, models)
         self.total = len(self.waiting)
         self.failed: dict[str, str] = {}
         self.skipped: list[str] = []
@@ -203,7 +235,7 @@ class Sweep:
                 self.waiting.remove(cell)
                 reason = "failed" if cell.start.id in self.failed else "is being run by another sweep"
                 self.failed[cell.id] = f"its dense run {cell.start.id} {reason}"
-            elif done(cell, self.records) and (cell.start is not None or (self.runs / cell.id / "last.ckpt").is_file()):
+            elif finished(cell, self.records, self.runs, self.models):
                 self.waiting.remove(cell)  # another sweep was faster
             elif ready(cell, self.runs) and (cell.start is None or cell.start.id not in self._started):
                 return cell
@@ -218,7 +250,7 @@ class Sweep:
                 continue
             self._started[cell.id] = time.perf_counter()
             options = (*self.options, *logged(self.groups.get(cell.id)))
-            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep, options))
+            self.backend.start(Job(cell, self.records, self.runs, self.threads, self.keep, options, self.models))
         if not self._started:  # nothing will change any more
             for cell in self.waiting:
                 self.failed[cell.id] = f"its dense run {cell.start.id if cell.start else ''} left no last.ckpt"
@@ -316,6 +348,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="run only cells whose id contains this")
     parser.add_argument("--random-weights", action="store_true", help="begin with random weights where none are cached")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and models of pruned runs")
+    parser.add_argument(
+        "--models", action="store_true", help="--keep, and cells with a record but no model here run again beside it"
+    )
     parser.add_argument("--wandb", action="store_true", help="log every run to W&B, in the group of its table")
     parser.add_argument("--list", action="store_true", help="print the cells that would run, and stop")
     return parser.parse_args(argv)
@@ -363,14 +398,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     records, runs = places(args.grids, args.records, args.runs)
     cells = list(by_id.values())
     if args.list:
-        for cell in missing(cells, records, runs):
+        for cell in missing(cells, records, runs, args.models):
             print(cell.id)
         return 0
     if not args.random_weights:
-        check_weights(missing(cells, records, runs))
+        check_weights(missing(cells, records, runs, args.models))
     backend = Ray(run_cell, args.threads, args.gpus) if args.backend == "ray" else Local(run_cell, args.workers)
     named = groups if args.wandb else None
-    return finish(Sweep(cells, records, runs, backend, args.threads, args.keep, groups=named), Console())
+    work = Sweep(cells, records, runs, backend, args.threads, args.keep, groups=named, models=args.models)
+    return finish(work, Console())
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_the_command_measures_what_has_no_delivery(tmp_path, monkeypatch, capsys
         return delivery.Delivery(cell.id, reference.id, (), 1, 0.0, {})
 
     monkeypatch.setattr(delivery, "deliver", stub)
-    line = ["edge", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    line = ["edge", "--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--busy"]
     assert main(line) == 1 and "its file is damaged" in capsys.readouterr().out
     assert asked == [(dense.id, dense.id, True)]
     assert json.loads((tmp_path / "out" / f"{dense.id}.json").read_text())["reference"] == dense.id

@@ -1,5 +1,6 @@
 """The table of models cut to latencies: its cells, and how its rows are told by runtime and precision."""
 
+import dataclasses
 import json
 import math
 import re
@@ -53,7 +54,13 @@ def test_cells_have_the_shares_that_were_measured(grid):
 def test_shapes_without_a_measurement_are_counted_not_shown(grid):
     planned = sum(len(edge.LATENCIES) for _ in edge.wanted())
     shown = sum(r.variant["latency"] < 1 for r in grid.rows)
-    assert shown == 5 and f"{planned - 5} shapes are not measured" in grid.note
+    assert shown == 8 and f"{planned - 8} shapes are not measured" in grid.note
+
+
+def test_a_method_that_takes_anothers_shares_is_cut_to_them(grid):
+    for method, other in edge.SHARES_OF.items():
+        for latency, share in SHARES["mobilenetv2"]["seg+depth"][other].items():
+            assert {c.target for c in of(grid, method, latency)} == {share}
 
 
 def test_every_selection_has_all_rivals_but_the_one_with_a_task_more():
@@ -131,6 +138,33 @@ def small():
     return Grid("edge", "Edge", rows, by_file=True), cells, records
 
 
+NETWORKS = {"mobilenetv2": "mobilenetv2_100", "resnet18": "resnet18", "vit_small": "vit_small_patch14_dinov2"}
+WORSE = dict(zip((*edge.METHODS, edge.WIDTH), (0.02, 0.01, 0.05, 0.08, 0.3), strict=True))
+
+
+def whole(monkeypatch):
+    """The table with all shapes measured, its records and its deliveries, all made up."""
+    of = {x: 0.8 * x for x in edge.LATENCIES}
+    found = {}
+    for model, tasks, method in edge.wanted():
+        found.setdefault(model, {}).setdefault("+".join(tasks), {})[method] = of
+    monkeypatch.setattr(edge, "shares", lambda: found)
+    grid = edge.edge_grid()
+    records, deliveries = {}, {}
+    for row in grid.rows:
+        for one in (run[0] for run in row.runs):
+            backbone = NETWORKS[one.configs[2].removeprefix("model/")]
+            start = grid.against.get(one.id, one.start)
+            latency = row.variant["latency"]
+            loss = WORSE.get(row.method, 0.01) * (1.2 - latency) * (1 + 0.2 * one.seed)
+            worse = {"seg/miou": 1 - loss, "depth/rel": 1 + loss, "normal/mean": 1 + loss}
+            records |= by_id(record(start, backbone=backbone), record(one, worse, backbone=backbone))
+            ms = (20 if "vit" in backbone else 8) * latency
+            size = dataclasses.replace(form(latency=ms, share=latency), bytes=int(8e6 * latency**2))
+            deliveries[one.id] = delivered(one, size, form("PyTorch", share=latency))
+    return grid, records, deliveries
+
+
 def test_a_line_per_runtime_and_precision_with_means_over_seeds():
     grid, cells, records = small()
     own = {"seg/miou": 0.2, "seg/pixel_acc": 0.8, "depth/rel": 0.2}
@@ -181,6 +215,15 @@ def test_the_page_tells_both_runtimes_and_int8(tmp_path):
     assert r"\toprule" in paths[2].read_text()
 
 
+def test_what_is_cut_by_weights_is_told_by_its_aim_with_or_without_records(monkeypatch):
+    grid, records, deliveries = whole(monkeypatch)
+    for known in (records, {}):
+        bodies = [t.body for t in devices.tables(grid, devices.by_file(grid, known, deliveries if known else {}))]
+        rows = [[c.text for c in line] for body in bodies for line in body]
+        assert [r[0] for r in rows if "weights" in r[0]] == ["cut (70% of weights)", "cut (90% of weights)"]
+        assert len(rows) == len(grid.rows), "a line per row of the table"
+
+
 def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):
     _, cells, _ = small()
     one = delivered(cells[0], form(metrics={"seg/miou": 0.2}))
@@ -190,6 +233,27 @@ def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(path.name)):
             delivery.read(path)
+
+
+def test_a_figure_of_all_models_has_a_row_of_panels_per_model_and_fits_a_page(monkeypatch, tmp_path):
+    grid, records, deliveries = whole(monkeypatch)
+    monkeypatch.setattr(delivery, "collect", lambda grid: deliveries)
+    for x in ("latency_ratio", "file_bytes"):
+        figure = figures._delivered(x)(grid, records)
+        width, height = figure.get_size_inches()
+        assert width <= 14 and height <= 12
+        panels = [a for a in figure.axes if a.axison]
+        assert [a.get_title().split("\n")[1] for a in panels] == [
+            *[NETWORKS["mobilenetv2"]] * 2,
+            *[NETWORKS["resnet18"]] * 2,
+            *[NETWORKS["vit_small"]] * 3,
+        ]
+        figures.save(figure, tmp_path / x)  # places everything
+        legend = next(a.get_legend() for a in figure.axes if a.get_legend() is not None)
+        drawn = [*(a.get_tightbbox() for a in panels), legend.get_window_extent()]
+        assert not [1 for i, a in enumerate(drawn) for b in drawn[:i] if a.overlaps(b)], "panels and legend lie apart"
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in drawn), "nothing ends at the edge"
+        assert {t.get_text() for t in legend.get_texts()} >= {*edge.METHODS, edge.WIDTH, "dense-longer"}
 
 
 def test_figures_against_latency_and_size_have_a_line_per_method(monkeypatch):

@@ -1,5 +1,7 @@
 """Shapes that are fast enough: what is searched, what is written, and that masks are those of the runs."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -7,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from cut.limits import MACs
 from cut.pruning import Pruning
-from experiments import edge, shapes
+from experiments import edge, idleness, shapes
 from experiments.run import parsed
 from experiments.shapes import main, masks, searched
 
@@ -43,12 +45,47 @@ def test_the_file_grows_by_what_was_not_known(monkeypatch, tmp_path):
 
     monkeypatch.setattr(shapes, "searched", stub)
     out = tmp_path / "latency.yaml"
-    assert main(["--out", str(out), "--only", "mobilenet", "--runs", str(tmp_path)]) == 0
+    assert main(["--out", str(out), "--only", "mobilenet", "--runs", str(tmp_path), "--busy"]) == 0
     written = yaml.safe_load(out.read_text())
     assert ("cut-channels", "mobilenetv2", ("seg", "depth")) not in asked
     assert {m for _, m, _ in asked} == {"mobilenetv2"}
+    assert not {how for how, _, _ in asked} & set(edge.SHARES_OF), "these take another's"
     assert written["mobilenetv2"]["seg+depth"]["cut-channels"] == {0.5: 0.3}
     assert written["mobilenetv2"]["seg+normal+depth"]["width"] == {0.5: 0.4}
+
+
+def test_a_busy_machine_is_refused_before_anything_is_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(idleness.os, "getloadavg", lambda: (100.0, 0.0, 0.0))
+    monkeypatch.setattr(idleness.time, "sleep", lambda s: None)
+    monkeypatch.setattr(idleness, "wait", lambda wait=idleness.wait: wait(0.0))
+    monkeypatch.setattr(shapes, "searched", lambda *a, **o: pytest.fail("timed"))
+    assert main(["--out", str(tmp_path / "latency.yaml"), "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "load" in said and "allowed: at most 0.3" in said and "--busy" in said
+
+
+def test_a_load_that_fades_is_waited_for(monkeypatch, capsys):
+    loads = [2.0, 1.0, 0.1]
+    monkeypatch.setattr(idleness, "load", lambda: loads.pop(0))
+    monkeypatch.setattr(idleness.time, "sleep", lambda s: None)
+    idleness.wait(60.0)
+    assert not loads and capsys.readouterr().err.count("waiting") == 1
+
+
+def test_readings_are_of_a_dense_run_and_of_the_methods_settings(monkeypatch):
+    """Whatever changes what is cut begins a new file of readings."""
+    asked = ("cut-channels", "resnet18", ("seg", "depth"))
+    before = shapes.key(*asked)
+    assert before["start"] == edge.start("resnet18", 1).id
+    assert before["settings"]["pruning"]["floor"] == 0.05 and before["settings"]["network"]["output_stride"] == 16
+    assert shapes.key(*asked) == before == json.loads(json.dumps(before)), "as it comes back from the file"
+    narrow = shapes.key(edge.WIDTH, *asked[1:])
+    assert narrow != before and narrow["settings"]["network"]["output_stride"] == 16
+    monkeypatch.setattr(edge, "ROUNDING", 4)
+    assert shapes.key(*asked) != before
+    monkeypatch.undo()
+    monkeypatch.setitem(edge.SETTINGS, "resnet18", {"model.init_args.network.output_stride": 8})
+    assert shapes.key(*asked)["start"] != before["start"]
 
 
 @pytest.mark.slow

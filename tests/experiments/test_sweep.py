@@ -382,6 +382,57 @@ def test_weights_that_are_gone_are_made_again_but_only_where_needed(base):
     assert sweep.missing(CELLS, base / "records", base / "runs") == [stub.dense(1), gone]
 
 
+def leave(base, *cells):
+    """What finished runs of these cells leave, as far as it tells that they are finished."""
+    for c in cells:
+        (base / "runs" / c.id / "compact").mkdir(parents=True, exist_ok=True)
+        (base / "runs" / c.id / "last.ckpt").touch()
+
+
+def test_a_recorded_cell_without_a_model_is_missing_only_where_models_are_wanted(base):
+    """On a fresh clone every record is there and no model is."""
+    for c in CELLS:
+        stub.run(Job(c, base / "records", base / "runs"))
+        (base / "runs" / c.id / "last.ckpt").unlink(missing_ok=True)
+    places = base / "records", base / "runs"
+    assert sweep.missing(CELLS, *places) == []
+    assert {c.id for c in sweep.missing(CELLS, *places, models=True)} == set(IDS)
+    dense = [c for c in CELLS if c.start is None]
+    assert sweep.missing(dense, *places, models=True) == dense, "dense ones too, asked for by themselves"
+    gone, half = stub.cell("cut", 1), stub.cell("snip", 2)
+    leave(base, *(c for c in CELLS if c not in (gone, half)))
+    (base / "runs" / half.id / "compact").mkdir(parents=True)  # of a run that was killed before its end
+    assert sweep.missing(CELLS, *places, models=True) == [gone, half]
+
+
+def test_models_that_are_gone_are_made_again_beside_their_records(base):
+    for c in CELLS:
+        stub.run(Job(c, base / "records", base / "runs"))
+        (base / "records" / f"{c.id}.json").write_text("the record")
+    leave(base, *(c for c in CELLS if c.seed == 1))
+    work = sweep.Sweep(CELLS, base / "records", base / "runs", Fake(), models=True)
+    ran = []
+    while work.step():
+        for job in list(work.backend.jobs.values()):
+            ran.append(job.cell)
+            assert job.models
+            del work.backend.jobs[job.cell.id]
+            leave(base, job.cell)
+            work.backend.over.append((job, None))
+    assert not work.failed and len(ran) == 4 and {c.seed for c in ran} == {2} and ran[0] == stub.dense(2)
+    assert {p.read_text() for p in (base / "records").glob("*.json")} == {"the record"}
+    assert sweep.Sweep(CELLS, base / "records", base / "runs", Fake(), models=True).waiting == []
+
+
+def test_the_command_runs_recorded_cells_again_only_if_their_models_are_asked_for(base, capsys):
+    for c in CELLS:
+        stub.run(Job(c, base / "records", base / "runs"))
+    for option in ("--list", "--keep"):
+        assert stub.main(str(base), "--list", option) == 0 and capsys.readouterr().out == ""
+    assert stub.main(str(base), "--list", "--models", "--only=dense-") == 0
+    assert capsys.readouterr().out.split() == [c.id for c in CELLS if c.start is None]
+
+
 def test_a_dense_run_that_leaves_no_weights_does_not_stop_the_sweep_for_ever(base):
     work = work_of(base)
     work.step()
@@ -528,6 +579,22 @@ def test_a_dense_run_whose_weights_are_gone_runs_again_beside_its_record(base, p
     (base / "runs" / c.id / "last.ckpt").touch()
     sweep.run_cell(Job(c, base / "records", base / "runs"))
     assert len(pretended["lines"]) == 1, "another sweep was faster"
+
+
+def test_a_run_whose_model_is_wanted_and_gone_runs_again_beside_its_record_and_is_kept(base, pretended):
+    c = stub.cell("cut", 1)
+    path = sweep.record_of(c, base / "records")
+    path.parent.mkdir()
+    path.write_text("the record")
+    sweep.run_cell(Job(c, base / "records", base / "runs", keep=True))
+    assert not pretended["lines"], "it has a record"
+    sweep.run_cell(Job(c, base / "records", base / "runs", models=True))
+    (line,) = pretended["lines"]
+    assert f"--records={base / 'runs' / c.id / 'again'}" in line
+    assert path.read_text() == "the record" and (base / "runs" / c.id).is_dir()
+    leave(base, c)
+    sweep.run_cell(Job(c, base / "records", base / "runs", models=True))
+    assert len(pretended["lines"]) == 1, "its model is there"
 
 
 # With real trainings.
