@@ -96,16 +96,17 @@ def search(
         cache: A JSON file with the readings so far: an interrupted search goes on from it.
         key: What the readings depend on (model, tasks, machine, runtime, threads); a file with another key is begun
             anew.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Raises:
         ValueError: If a number is out of range, or the smallest model is too slow; the message says how slow.
     """
-    from rich.progress import Progress  # not needed by who only loads a model
+    from rich.console import Console  # not needed by who only loads a model
+    from rich.progress import Progress
 
     _check(highest, lowest, tolerance, resolution, most)
     notes = _Notes(measure, cache, {"target unit": target.unit, **(key or {})})
-    with Progress(transient=True, disable=not progress) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task(f"latency {target}", total=most)
 
         def value(density: float) -> float:

@@ -44,6 +44,18 @@ class Terminal:
 
             Console(stderr=True).print(text, style="dim", highlight=False, markup=False)
 
+    def warn(self, text: str) -> None:
+        """A line on stderr that also who reads the result as JSON should see."""
+        if not self.quiet:
+            print(f"cut: warning: {text}", file=sys.stderr)
+
+    def warn_if_busy(self, load: float) -> None:
+        """Warn of latencies that will be those of a busy machine."""
+        from cut.latency import IDLE, is_busy, told_load
+
+        if is_busy(load):
+            self.warn(f"the machine is not idle: {told_load(load)}, above {IDLE} a core; latencies will mean little")
+
     def result(self, facts: Mapping[str, Any], shown: Any) -> None:
         """The result: JSON, or what rich can print; nothing if quiet."""
         if self.json:
