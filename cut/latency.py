@@ -57,9 +57,11 @@ def told_load(load: float) -> str:
     return f"load {load:.2f} on {os.cpu_count()} cores"
 
 
-def is_busy(load: float) -> bool:
-    """Whether a machine with this load is too busy for its latencies to mean much."""
-    return load > IDLE * (os.cpu_count() or 1)
+def warning_of(load: float) -> str:
+    """What to tell someone who times on a machine with this load; empty if it is idle."""
+    if load <= IDLE * (os.cpu_count() or 1):
+        return ""
+    return f"the machine is not idle: {told_load(load)}, above {IDLE} a core; latencies will mean little"
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Reading:
-    """A latency in the target's unit: the middle one, and the lowest and highest of several rounds."""
+    """A latency in the target's unit: the middle one, and the lowest and highest of several rounds.
+
+    Attributes:
+        value: The middle one.
+        low: The lowest.
+        high: The highest.
+        load: Processes that wanted to run in the minute before, the search's own work among them; None = not timed.
+    """
 
     value: float
     low: float
     high: float
+    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,8 +230,8 @@ def clock(
         timed = compare({"dense": dense, "model": file}, progress=False, **options)
         if target.unit == "x":
             found = ratio(timed["model"], timed["dense"])
-            return Reading(found.median, found.low, found.high)
+            return Reading(found.median, found.low, found.high, timed["model"].load)
         rounds = timed["model"].rounds_ms
-        return Reading(timed["model"].median_ms, min(rounds), max(rounds))
+        return Reading(timed["model"].median_ms, min(rounds), max(rounds), timed["model"].load)
 
     return measure

@@ -51,10 +51,10 @@ class Terminal:
 
     def warn_if_busy(self, load: float) -> None:
         """Warn of latencies that will be those of a busy machine."""
-        from cut.latency import IDLE, is_busy, told_load
+        from cut.latency import warning_of
 
-        if is_busy(load):
-            self.warn(f"the machine is not idle: {told_load(load)}, above {IDLE} a core; latencies will mean little")
+        if text := warning_of(load):
+            self.warn(text)
 
     def result(self, facts: Mapping[str, Any], shown: Any) -> None:
         """The result: JSON, or what rich can print; nothing if quiet."""

@@ -159,6 +159,79 @@ def test_latency_is_searched_for_and_reported(fitted, capsys, tmp_path, monkeypa
     assert (tmp_path / "p.latency.json").exists(), "a stopped search goes on from here"
 
 
+def test_load_of_the_machine_is_told_with_the_latency_that_was_reached(fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, 0.9 * d, 1.1 * d, 2.5))
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0, 0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    line = ["prune", OWN, "--weights", fitted, "--units", "channels", "--steps", 0, "--budget", "latency=0.5x"]
+    line += ["--tasks", "depth", "--out", tmp_path / "p"]
+    assert main([*map(str, line)]) == 0
+    out, err = capsys.readouterr()
+    assert "load 1.50 on 4 cores" in out and "the machine is not idle: load 1.50 on 4 cores" in err
+    facts = checkpoint.read_metadata(tmp_path / "p")["cut"]["latency"]
+    assert facts["load"] == 1.5 and facts["cores"] == 4 and facts["reading"]["load"] == 2.5
+    macs = ["prune", OWN, "--units", "channels", "--steps", 0, "--budget", "macs=0.5", "--out", tmp_path / "m"]
+    assert main([*map(str, macs)]) == 0
+    assert "idle" not in capsys.readouterr().err, "nothing is timed"
+
+
+def test_latencies_are_read_again_when_anything_changes_that_they_depend_on(tmp_path):
+    from cut.cli import parser
+    from cut.commands import cutting
+
+    (tmp_path / "a.yaml").write_text("one")
+    (tmp_path / "b.yaml").write_text("two")
+    base = ["prune", OWN, "--units", "channels", "--budget", "latency=0.5x", "--out", "x"]
+    example, net = pictures(0)[0][0], Net()
+
+    def key(*more, network=net, tasks=("depth",), image=example, args=base):
+        return cutting.key_of_readings(parser().parse_args([*args, *map(str, more)]), network, tasks, image)
+
+    changes = [
+        ["--inside", "0.5"],
+        ["--data", tmp_path / "a.yaml"],
+        ["--data", tmp_path / "b.yaml"],
+        ["--data", "cut.data.rooms.Rooms"],
+        ["--sparsity", "0.5"],
+        ["--budget", "macs=0.5"],
+        ["--rounding", "8"],
+        ["--cap", "0.5"],
+        ["--floor", "0.1"],
+        ["--reduce", "mean"],
+        ["--share", "1"],
+        ["--batches", "3"],
+        ["--seed", "1"],
+        ["--runtime", "executorch"],
+        ["--threads", "2"],
+    ]
+    keys = [key(), *(key(*c) for c in changes), key(network=Net()), key(tasks=["seg"]), key(image=example + 1)]
+    keys.append(key(args=[w.replace("setup", "described") for w in base]))
+    assert len({json.dumps(k, sort_keys=True) for k in keys}) == len(keys)
+    assert key("--steps", "7", "--lr", "0.1") == key(), "what is done after the search does not matter"
+    (tmp_path / "a.yaml").write_text("two")
+    assert key("--data", tmp_path / "a.yaml") != keys[2]
+    assert {"processor", "cores", "torch", "name"} <= set(key()["machine"]) and "onnxruntime" in key()["versions"]
+
+
+@pytest.mark.parametrize("changed", ["torch", "processor", "onnxruntime"])
+def test_latencies_of_another_machine_or_version_are_read_again(changed, monkeypatch):
+    from cut.cli import parser
+    from cut.commands import cutting
+
+    args = parser().parse_args(["prune", OWN, "--out", "x"])
+    network, example = Net(), pictures(0)[0][0]
+    before = cutting.key_of_readings(args, network, ["depth"], example)
+    if changed == "onnxruntime":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 99")
+    else:
+        monkeypatch.setattr(cutting, "machine", lambda: {**before["machine"], changed: "other"})
+    assert cutting.key_of_readings(args, network, ["depth"], example) != before
+
+
 def test_export_of_ones_own_model(pruned, capsys, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
