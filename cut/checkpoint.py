@@ -111,6 +111,15 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def is_foreign(folder: str | Path) -> bool:
+    """Whether a saved model can only be loaded with a builder: it is no :class:`cut.network.MultiTaskNet`.
+
+    Raises:
+        ValueError: If the folder holds no valid model file.
+    """
+    return read_spec(Path(folder)).get("kind") != _OWN
+
+
 # ---------------------------------------------------------------------------------------------------- saving
 
 

@@ -15,10 +15,14 @@ EPILOG = """MODEL is one of
   a folder          that holds a model of ours: a run, or what fit, prune and compact write
   a file .ckpt      that a Lightning trainer wrote of cut.model.MultiTaskModel
   module:function   of your own (found in the folder you are in), called without arguments; it returns
-                      (model, loader, tasks, example) or (model, loader, tasks, example, test loader)
+                      (model, loader, tasks, example), then, if you like, a test loader (or None) and facts
                     model's forward gives {task: tensor}; tasks are {task: loss} or {task: (loss, {name: metric})},
                     each a function of (output, batch); example is an input tensor
+                    facts are what exported files say and cannot be seen: as much as you like of
+                      {"input": {"mean": [...], "std": [...]}, "tasks": {task: {"kind": "depth", "unit": "m"}}}
+                    by default pictures are given as they are, 0 to 1, and an output's shape says its kind
                     --weights FOLDER loads what fit, prune or compact wrote of it
+  predict and bench also take a file .onnx or .pte
 
 from a dense model to a file:
   cut fit mobilenetv2_100 --tasks seg depth normal --steps 1000 --out runs/dense

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from cut.data.base import MultiTaskData
+from cut.objectives import Objective
+from cut.objectives import evaluate as evaluate_network
 from cut.runtime import Opened, open_file
 from cut.tasks import Task
+
+Builder = Callable[[], nn.Module]
 
 
 def evaluate(
@@ -64,6 +70,8 @@ def evaluate_file(
     family: str = "corrected",
     split: str = "test",
     threads: int = 1,
+    builder: Builder | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Metrics of an ONNX file, ExecuTorch program or compact model's folder over a split of a data set.
 
@@ -74,6 +82,8 @@ def evaluate_file(
         family: ``"corrected"`` or ``"legacy"``.
         split: ``"test"`` or ``"val"``.
         threads: Of the runtime.
+        builder: The dense network of a folder with a foreign model, see :func:`cut.checkpoint.load`.
+        progress: Show a bar on stderr.
 
     Returns:
         ``"<task>/<metric>"`` to value.
@@ -84,12 +94,61 @@ def evaluate_file(
     if split not in ("test", "val"):
         raise ValueError(f"split {split!r}; allowed: 'test', 'val'")
     known = {t.name: t for t in data.tasks}
-    opened = open_file(path, threads)
+    opened = open_file(path, threads, builder)
     names = list(tasks) if tasks is not None else [t for t in known if t in opened.meta.get("tasks", known)]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"unknown task {unknown[0]!r}; the data set has {sorted(known)}")
     data.setup("test" if split == "test" else "fit")
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-    batches = track(loader, f"judging {Path(path).name}", transient=True)
-    return evaluate(opened, batches, [known[n] for n in names], family)
+    return evaluate(opened, _tracked(loader, path, progress), [known[n] for n in names], family)
+
+
+def judge_file(
+    path: str | Path,
+    batches: Iterable[Any],
+    objectives: Mapping[str, Objective],
+    *,
+    threads: int = 1,
+    builder: Builder | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Losses and metrics of a file over batches of one's own: the numbers of :func:`cut.objectives.evaluate`.
+
+    Args:
+        path: What :func:`cut.runtime.open_file` opens.
+        batches: Of one's own test loader.
+        objectives: Task to loss and metrics, which get the file's outputs; other tasks are left out.
+        threads: Of the runtime.
+        builder: The dense network of a folder with a foreign model, see :func:`cut.checkpoint.load`.
+        progress: Show a bar on stderr.
+
+    Returns:
+        ``"<task>/<metric>"`` and ``"<task>/loss"`` to values.
+
+    Raises:
+        ValueError: If there are no batches, or the file cannot be read or puts out none of the tasks.
+    """
+    network = _Shipped(open_file(path, threads, builder))
+    found = evaluate_network(network, _tracked(batches, path, progress), objectives)
+    if not found:
+        raise ValueError(f"{path} puts out none of the tasks {sorted(objectives)}")
+    return found
+
+
+class _Shipped(nn.Module):
+    """A file with the face of a network."""
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """The file's outputs, as tensors."""
+        return {t: torch.as_tensor(v) for t, v in self.opened.run(image.float().cpu().numpy()).items()}
+
+
+def _tracked(batches: Iterable[Any], path: str | Path, progress: bool) -> Iterable[Any]:
+    """The batches with a bar on stderr: stdout is the caller's, who may print JSON."""
+    console = Console(stderr=True)
+    return track(batches, f"judging {Path(path).name}", console=console, transient=True, disable=not progress)

@@ -30,6 +30,38 @@ sys.modules["cut"] = package
 from cut.stopwatch import main
 main()
 """
+# With a builder: code of the user's, which may use the whole package.
+_START_WHOLE = """
+import os, sys
+sys.path.insert(1, os.path.dirname(sys.argv[1]))
+from cut.stopwatch import main
+main()
+"""
+
+
+IDLE = 0.3  # of a core: where processes that want to run are more, they take time that is measured as the model's
+
+
+def load_of_machine() -> float:
+    """Processes that wanted to run, average of the last minute."""
+    return os.getloadavg()[0]
+
+
+def told_load(load: float) -> str:
+    """A load in words.
+
+    Example:
+        >>> told_load(0.125).partition(" on ")[0]
+        'load 0.12'
+    """
+    return f"load {load:.2f} on {os.cpu_count()} cores"
+
+
+def warning_of(load: float) -> str:
+    """What to tell someone who times on a machine with this load; empty if it is idle."""
+    if load <= IDLE * (os.cpu_count() or 1):
+        return ""
+    return f"the machine is not idle: {told_load(load)}, above {IDLE} a core; latencies will mean little"
 
 
 @dataclass(frozen=True)
@@ -42,7 +74,8 @@ class Timing(Latency):
         bytes: The file's, or the folder's, size.
         peak_bytes: The process's memory at its highest: interpreter, runtime, model and activations.
         model_bytes: How much of it came on top when the file was opened and run.
-        load: Processes that wanted to run, average of the minute before; an idle machine has less than about 0.3.
+        load: Processes that wanted to run, average of the minute before; an idle machine has less than about 0.3 a
+            core.
     """
 
     runtime: str
@@ -83,25 +116,30 @@ def compare(
         repeats: Timed calls of each in all.
         rounds: Turns that they are dealt to.
         size: Height and width of the input; None = what the file says.
-        builder: ``module:function`` that builds the dense network of a folder with a foreign model.
-        progress: Show a bar.
+        builder: ``module:function`` that builds the dense network of folders with a foreign model: it returns the
+            network, or a tuple that begins with it.
+        progress: Show a bar on stderr.
 
     Raises:
         ValueError: If there are no files, a number is out of range, or a file cannot be opened; the message names it.
     """
-    from rich.progress import Progress  # not needed by who only loads a model
+    from rich.console import Console  # not needed by who only loads a model
+    from rich.progress import Progress
 
     _check(files, threads, warmup, repeats, rounds)
-    load = os.getloadavg()[0]
-    job = {"threads": threads, "warmup": warmup, "builder": builder, "size": list(size) if size else None}
+    load = load_of_machine()
+    job = {"threads": threads, "warmup": warmup, "size": list(size) if size else None}
     times: dict[str, list[list[float]]] = {name: [] for name in files}
     peaks: dict[str, int] = {}
     share = [repeats // rounds + (i < repeats % rounds) for i in range(rounds)]
-    with contextlib.ExitStack() as stack, Progress(transient=True, disable=not progress) as bar:
+    with contextlib.ExitStack() as stack:
+        # On stderr: stdout is the caller's, who may print JSON.
+        bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True, disable=not progress))
         task = bar.add_task("timing", total=len(files) * (rounds + 1))
         workers = {}
         for name, path in files.items():
-            workers[name] = stack.enter_context(_worker(name, {**job, "path": str(path)}))
+            mine = {**job, "path": str(path), "builder": builder if kind(path) == "PyTorch" else None}
+            workers[name] = stack.enter_context(_worker(name, mine))
             bar.advance(task)
         for count in share:
             for name, worker in workers.items():
@@ -179,9 +217,10 @@ class _Worker:
 def _worker(name: str, job: dict[str, Any]) -> Iterator[_Worker]:
     """A fresh process that has a file open."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "MKL_NUM_THREADS": str(job["threads"])}
+    start = _START_WHOLE if job["builder"] else _START
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(Path(__file__).parent)],
+            [sys.executable, "-c", start, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

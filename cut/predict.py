@@ -67,11 +67,19 @@ def open_model(path: str | Path) -> tuple[Runner, dict[str, Any]]:
     """
     path = Path(path)
     runner, meta = _compact(path) if path.is_dir() else _file(path)
-    return runner, _checked(meta, path)
+    return runner, checked(meta, path)
 
 
-def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The facts, if they hold all that a prediction needs."""
+def checked(meta: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The facts, if they hold all that a prediction needs.
+
+    Args:
+        meta: See :func:`cut.export.metadata`.
+        path: What they are of, for the error.
+
+    Raises:
+        ValueError: If they do not.
+    """
     try:
         size = [int(meta["input"][k]) for k in ("height", "width")]
         numbers = [float(v) for k in ("mean", "std") for v in meta["input"][k]]
@@ -93,22 +101,27 @@ def _file(path: Path) -> tuple[Runner, dict[str, Any]]:
 
 
 def _compact(folder: Path) -> tuple[Runner, dict[str, Any]]:
-    import torch
-
     from cut import checkpoint
 
     meta = checkpoint.read_metadata(folder)
-    model = checkpoint.load(folder).eval()
+    return runner_of(checkpoint.load(folder)), meta
+
+
+def runner_of(network: Any) -> Runner:
+    """A runner for a PyTorch network, put in eval mode."""
+    import torch
+
+    network.eval()
 
     def runner(image: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            return {t: v.numpy() for t, v in model(torch.from_numpy(image)).items()}
+            return {t: v.numpy() for t, v in network(torch.from_numpy(image)).items()}
 
-    return runner, meta
+    return runner
 
 
 def predict(model: str | Path, picture: str | Path) -> Prediction:
-    """Run a model on a picture, resized to the model's input and normalised as in training.
+    """Run a model's file on a picture; see :func:`predict_with`.
 
     Args:
         model: An ONNX file from :func:`cut.export.export_onnx`, a program from
@@ -119,7 +132,21 @@ def predict(model: str | Path, picture: str | Path) -> Prediction:
         ValueError: If either cannot be read.
     """
     image = read_picture(picture)
-    runner, meta = open_model(model)
+    return predict_with(*open_model(model), image, model)
+
+
+def predict_with(runner: Runner, meta: dict[str, Any], image: Image.Image, name: str | Path) -> Prediction:
+    """Run a model on a picture, resized to the model's input and normalised as in training.
+
+    Args:
+        runner: The model.
+        meta: Its facts, as :func:`checked` lets them pass.
+        image: See :func:`read_picture`.
+        name: What the model is called, for the error.
+
+    Raises:
+        ValueError: If the model does not put out what its facts say.
+    """
     facts = meta["input"]
     fitted = np.asarray(image.resize((facts["width"], facts["height"]), Image.Resampling.BILINEAR))
     scaled = (fitted.astype(np.float32) / 255 - np.array(facts["mean"], np.float32)) / np.array(
@@ -129,7 +156,7 @@ def predict(model: str | Path, picture: str | Path) -> Prediction:
     outputs = runner(batch)  # the first run also plans memory
     odd = sorted(set(outputs) ^ set(meta["tasks"]))
     if odd:
-        raise ValueError(f"{model} does not put out what its facts say: {odd[0]!r} is only on one side")
+        raise ValueError(f"{name} does not put out what its facts say: {odd[0]!r} is only on one side")
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -181,18 +208,28 @@ def draw(found: Prediction) -> Image.Image:
         if facts["kind"] == "classification":
             best = int(values.argmax())
             panels[0] = (f"picture: {_class_name(facts, best)}", found.picture)
+        if facts["kind"] in ("classification", "numbers"):  # one for the whole picture
             continue
-        title, near, far = task, 0.5, 6.0
-        if facts["kind"] == "depth":
-            values = np.maximum(values, 1e-3)  # 0 would be drawn as unknown, which a prediction never is
-            near, far = float(values.min()), float(values.max())
-            title = f"{task}: {near:.1f} m (light) to {far:.1f} m"
-        panels.append((title, drawing.output(facts["kind"], values, near, far)))
+        panels.append(_panel(task, facts["kind"], values))
         if facts["kind"] == "segmentation":
             present = np.unique(values.argmax(0)).tolist()
             below = ([_class_name(facts, i) for i in range(len(values))], present)
     width = len(panels) * (found.picture.shape[1] * scale + 8) - 8
     return drawing.sheet(panels, drawing.legend(below[0], below[1], width) if below else None, scale)
+
+
+def _panel(task: str, kind: str, values: np.ndarray) -> tuple[str, np.ndarray]:
+    """A dense task's prediction and its title."""
+    title, near, far = task, 0.5, 6.0
+    if kind == "depth":
+        values = np.maximum(values, 1e-3)  # 0 would be drawn as unknown, which a prediction never is
+        near, far = float(values.min()), float(values.max())
+        title = f"{task}: {near:.1f} m (light) to {far:.1f} m"
+    if kind == "map" and (values.min() < 0 or values.max() > 1):  # of a model of one's own, in units of its own
+        low, high = float(values.min()), float(values.max())
+        title = f"{task}: {low:.3g} (dark) to {high:.3g}"
+        values = (values - low) / max(high - low, 1e-6)
+    return title, drawing.output(kind, values, near, far)
 
 
 def save(picture: Image.Image, path: str | Path) -> None:

@@ -197,7 +197,8 @@ def _pytorch(folder: Path, threads: int, builder: Callable[[], Any] | None) -> O
     checkpoint = importlib.import_module("cut.checkpoint")
     torch.set_num_threads(threads)
     meta = checkpoint.read_metadata(folder)
-    model = checkpoint.load(folder, builder)
+    # A network of ours says itself how it is built; the builder is for others that it is compared with.
+    model = checkpoint.load(folder, builder if checkpoint.is_foreign(folder) else None)
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():

@@ -44,11 +44,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Reading:
-    """A latency in the target's unit: the middle one, and the lowest and highest of several rounds."""
+    """A latency in the target's unit: the middle one, and the lowest and highest of several rounds.
+
+    Attributes:
+        value: The middle one.
+        low: The lowest.
+        high: The highest.
+        load: Processes that wanted to run in the minute before, the search's own work among them; None = not timed.
+    """
 
     value: float
     low: float
     high: float
+    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,16 +104,17 @@ def search(
         cache: A JSON file with the readings so far: an interrupted search goes on from it.
         key: What the readings depend on (model, tasks, machine, runtime, threads); a file with another key is begun
             anew.
-        progress: Show a bar.
+        progress: Show a bar on stderr.
 
     Raises:
         ValueError: If a number is out of range, or the smallest model is too slow; the message says how slow.
     """
-    from rich.progress import Progress  # not needed by who only loads a model
+    from rich.console import Console  # not needed by who only loads a model
+    from rich.progress import Progress
 
     _check(highest, lowest, tolerance, resolution, most)
     notes = _Notes(measure, cache, {"target unit": target.unit, **(key or {})})
-    with Progress(transient=True, disable=not progress) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task(f"latency {target}", total=most)
 
         def value(density: float) -> float:
@@ -221,8 +230,8 @@ def clock(
         timed = compare({"dense": dense, "model": file}, progress=False, **options)
         if target.unit == "x":
             found = ratio(timed["model"], timed["dense"])
-            return Reading(found.median, found.low, found.high)
+            return Reading(found.median, found.low, found.high, timed["model"].load)
         rounds = timed["model"].rounds_ms
-        return Reading(timed["model"].median_ms, min(rounds), max(rounds))
+        return Reading(timed["model"].median_ms, min(rounds), max(rounds), timed["model"].load)
 
     return measure

@@ -146,7 +146,7 @@ def prune_to_latency(
     """CUT to a latency in one call: score each task, let them vote on channels, cut until the file is fast enough.
 
     Apply the mask again with :func:`cut.masks.apply_mask` after every optimiser step of the fine-tuning, then make the
-    model small with :func:`cut.compact.compact`.
+    model small with :func:`cut.compact.compact`. The machine should be idle: :func:`cut.latency.warning_of` tells.
 
     Args:
         model: Any module whose forward returns ``{task: Tensor}``, on the CPU; its cut weights are set to zero.

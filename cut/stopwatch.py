@@ -38,13 +38,20 @@ def memory(key: str) -> int:
 
 
 def _builder(name: str | None) -> Callable[[], Any] | None:
-    """The function behind ``module:function``, which the user gave; a model file never does."""
+    """The dense network of ``module:function``, which the user gave; a model file never does.
+
+    What the function makes beside it (it may read a data set) stays, and is not counted as the model's.
+    """
     if name is None:
         return None
     import importlib
 
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    made = getattr(importlib.import_module(module), function)()
+    network = made[0] if isinstance(made, (tuple, list)) and made else made
+    return lambda: (network, made)[
+        0
+    ]  # made is kept: memory that is freed while the model runs would hide what it takes
 
 
 def _warm_imports(kind: str) -> None:
@@ -68,7 +75,10 @@ def _open(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
     """A call of the model on one input, and what there is to say before the first."""
     kind = runtime.kind(job["path"])
     _warm_imports(kind)
-    builder = _builder(job["builder"]) if kind == "PyTorch" else None
+    builder = _builder(job["builder"])
+    if builder is not None:
+        with contextlib.suppress(OSError):  # where the system cannot, what the function took for a while counts
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
     before = memory("VmRSS")
     opened = runtime.open_file(job["path"], job["threads"], builder)
     size = job["size"] or opened.size

@@ -195,7 +195,7 @@ def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool 
     forms = []
     for name, path in mine.items():
         kind, precision = name.split("-")
-        metrics = evaluate_file(path, data, tasks=cell.tasks) if precision == "int8" else {}
+        metrics = evaluate_file(path, data, tasks=cell.tasks, progress=progress) if precision == "int8" else {}
         forms.append(_form(timed[name], timed.get(f"dense-{kind}-fp32", timed[f"{kind}-fp32"]), precision, metrics))
     return Delivery(cell.id, reference.id, tuple(forms), TIMING["threads"], timed["onnx-fp32"].load, machine())
 

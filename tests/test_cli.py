@@ -1,7 +1,9 @@
 """The command's front door: help, completion, exit codes, and one line for every bad value."""
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,11 +111,23 @@ def test_bad_value_is_refused_while_reading_the_line(line, message, capsys):
         (["info", "tests.commands.own_model:short"], "it must return (model, loader, tasks, example)"),
         (["info", "tests.commands.own_model:untold"], "no loss for task"),
         (["info", "tests.commands.own_model:odd"], "task 'depth'"),
+        (["info", "tests.commands.own_model:misdescribed"], "kind 'depth'; allowed for its output"),
+        (["info", "tests.commands.own_model:described_too_much"], "no loss for task 'pose'"),
+        (["predict", OWN, "docs/images/none.jpg"], "docs/images/none.jpg"),
+        (["predict", "nowhere", "docs/images/room.jpg"], "no model 'nowhere'"),
+        (["predict", OWN, "docs/images/room.jpg", "--weights", "nowhere"], "nowhere holds no model"),
+        (["predict", "x.onnx", "docs/images/room.jpg", "--weights", "nowhere"], "allowed only for module:function"),
         (["fit", "tests.commands.own_model:exploding", "--steps", "2", "--out", "x"], "'depth' is nan at step 0"),
         (["fit", "no_such_backbone", "--out", "x"], "a timm name"),
         (["export", OWN, "--out", "x.tflite"], "allowed"),
         (["compact", OWN, "--tasks", "pose", "--out", "x"], "unknown task 'pose'"),
         (["bench", "missing.onnx"], "missing.onnx"),
+        (["bench", "docs", "--weights", "nowhere"], "--weights nowhere: allowed only for module:function"),
+        (["bench", OWN, OWN, "--weights", "nowhere"], "allowed: 2 times"),
+        (["bench", "x", "--builder", "mine"], "--builder mine; allowed: module:function"),
+        (["bench", "x", "--builder", "nomodule:setup"], "no module 'nomodule'"),
+        (["bench", OWN, "--data", "nowhere.yaml"], "--data nowhere.yaml"),
+        (["bench", OWN, "--data", "tests.commands.own_model:short"], "it must return"),
     ],
 )
 def test_bad_request_is_one_line_and_exit_code_2_and_leaves_nothing(line, message, capsys, tmp_path, monkeypatch):
@@ -141,10 +155,69 @@ def test_completion_knows_every_command_and_option(shell, capsys):
     assert all(name in script for name in NAMES) and (shell == "tcsh" or "--sparsity" in script)
 
 
-def test_bash_accepts_the_completion_script_and_completes(tmp_path):
+@pytest.fixture(scope="module")
+def bash(tmp_path_factory):
+    """A folder with some files and the completion script of bash."""
     pytest.importorskip("shtab")
+    folder = tmp_path_factory.mktemp("bash")
     script = subprocess.run([sys.executable, "-m", "cut", "--print-completion", "bash"], capture_output=True, text=True)
-    (tmp_path / "complete").write_text(script.stdout)
-    ask = "source complete; COMP_WORDS=(cut pru); COMP_CWORD=1; _shtab_cut; echo ${COMPREPLY[@]}"
-    found = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
-    assert found.stdout.split() == ["prune"], found.stderr
+    (folder / "complete").write_text(script.stdout)
+    for name in ("own.onnx", "own.yaml", "room.jpg"):
+        (folder / name).write_text("")
+    (folder / "own-runs").mkdir()
+    return folder
+
+
+def completed(line: str, folder) -> set[str]:
+    """What bash offers when the tab key is pressed at the end of a line."""
+    words = line.split(" ")
+    ask = """source complete; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _shtab_cut cut "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; printf '%s\\n' "${COMPREPLY[@]}" """
+    found = subprocess.run(["bash", "-c", ask, "bash", *words], cwd=folder, capture_output=True, text=True)
+    assert not found.stderr.strip()
+    return set(found.stdout.split())
+
+
+OWNS = {"own.onnx", "own.yaml", "own-runs"}
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("cut pru", {"prune"}),
+        ("cut prune own --spars", {"--sparsity"}),
+        ("cut predict own", OWNS),
+        ("cut predict own.onnx ro", {"room.jpg"}),
+        ("cut predict own.onnx room.jpg --out ro", {"room.jpg"}),
+        ("cut info own", OWNS),
+        ("cut bench own.onnx own", OWNS),
+        ("cut prune mine:setup --weights own", {"own-runs"}),
+        ("cut prune own-runs --data own", OWNS),
+        ("cut prune own-runs --out own", {"own-runs"}),
+        ("cut export own-runs --out own", OWNS),
+        ("cut newtask own-runs --library own", {"own-runs"}),
+        ("cut data check own", {"own-runs"}),
+        ("cut prune own-runs --units ", {"weights", "channels"}),
+    ],
+)
+def test_bash_completes_commands_options_and_paths(line, offered, bash):
+    assert completed(line, bash) == offered
+
+
+def test_every_argument_that_is_a_path_completes():
+    """An argument whose help names a file or folder, or whose value is a path."""
+    shtab = pytest.importorskip("shtab")
+    kinds = (shtab.FILE, shtab.DIRECTORY)
+
+    def arguments(top):
+        for action in top._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for one in action.choices.values():
+                    yield from arguments(one)
+            else:
+                yield action
+
+    found = list(arguments(parser()))
+    paths = [a for a in found if a.type is Path or a.metavar in ("MODEL", "PATH", "FOLDER", "DATA", "PICTURE")]
+    assert len(paths) > 20
+    assert [a.dest for a in paths if getattr(a, "complete", None) not in kinds] == []

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,10 +159,27 @@ def test_clock_reads_in_the_targets_unit(monkeypatch):
     share = clock(build, "dense.onnx", Target(0.5, "x"), threads=2)
     assert share(1.0).value == 1 and not asked
     reading = share(0.3)
-    assert (reading.value, reading.low, reading.high) == (0.45, 0.4, 0.5)
+    assert (reading.value, reading.low, reading.high, reading.load) == (0.45, 0.4, 0.5, 0.0)
     assert asked == [(["dense.onnx", "model-0.3"], {"progress": False, "threads": 2})]
     ms = clock(build, "dense.onnx", Target(5))
     assert ms(1.0).high == 10 and asked[-1][0] == ["dense.onnx", "dense.onnx"] and built == [0.3]
+
+
+def test_a_builder_may_return_all_that_the_commands_ask_for_and_use_the_whole_package(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "import cut\nimport torch\nfrom tests.test_export import Tiny\nassert cut.prune\n"
+        "def setup():\n    return Tiny(), torch.ones(25_000_000), {}, None\n"
+    )
+    checkpoint.save(Tiny(), tmp_path / "tiny", metadata={"input": {"height": SIZE[0], "width": SIZE[1]}})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
+    (found,) = compare({"torch": tmp_path / "tiny"}, builder="theirs:setup", **FAST).values()
+    assert found.runtime == "PyTorch" and found.model_bytes < 80e6, "100 MB of data are not the model's"
+
+
+@pytest.mark.parametrize(("cores", "load", "warns"), [(1, 0.2, False), (1, 0.4, True), (8, 2.3, False), (8, 2.5, True)])
+def test_a_machine_is_busy_by_its_load_per_core(cores, load, warns, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert (f"load {load:.2f} on {cores} cores" in latency.warning_of(load)) == warns
 
 
 def test_a_timing_can_be_written_to_a_record(found):

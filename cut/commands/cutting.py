@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import hashlib
+import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cut.budget import Parameters, Sparsity
 from cut.commands import budgets
+from cut.commands.resuming import contents_of
 from cut.commands.source import Source, few, zeros_of
 from cut.decomposition import Loss, Owners, forward, kept_parameters, network_input, owners
 from cut.executorch import export_executorch
@@ -23,13 +25,19 @@ from cut.fusion import Fusion, Vote
 from cut.limits import Bytes, MACs, Together, UnitBudget
 from cut.masks import make_mask
 from cut.objectives import moved
+from cut.records import machine
 from cut.scores import Scores
 from cut.search import Found, Target
 from cut.selection import Mask
+from cut.snapshot import digest
 from cut.speed import density_of, fast_enough
 from cut.structured import Plan, make_unit_mask, plan
 
 RUNTIMES = {"onnx": ".onnx", "executorch": ".pte"}
+# Packages that write and run a runtime's files; what else matters is in the facts on the machine.
+WRITERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch", "torchao")}
+# Options that the channels of a cut of some density depend on, besides the budgets.
+MATTERS = ("share", "sparsity", "floor", "reduce", "rounding", "cap", "inside", "batches", "seed")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Job:
         cut: What is cut already.
         facts: Bytes of the facts that are saved with the model, which count in a budget of bytes.
         fusion: How voters agree; None = the vote share of the options.
+        load: Of the machine, before the command's own work; None where nothing is timed.
     """
 
     args: argparse.Namespace
@@ -59,6 +68,7 @@ class Job:
     cut: Mask | None
     facts: int = 0
     fusion: Fusion | None = None
+    load: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -115,11 +125,6 @@ class Job:
         args, example = self.args, network_input(self.first).cpu()
         network = copy.deepcopy(self.network).cpu().eval()
         suffix = RUNTIMES[args.runtime]
-        key = {"model": _digest(network), "runtime": args.runtime, "threads": args.threads, "machine": platform.node()}
-        key |= {
-            k: getattr(args, k) for k in ("share", "sparsity", "floor", "reduce", "rounding", "cap", "batches", "seed")
-        }
-        key |= {"tasks": self.tasks, "budget": [str(b) for b in args.budget], "size": list(example.shape)}
 
         def mask_of(density: float) -> Mask:
             return {n: m.cpu() for n, m in self.mask(scores, [MACs(density)]).items()}
@@ -134,7 +139,7 @@ class Job:
             suffix=suffix,
             highest=density_of(self.units, self.mask(scores)) if self._limits() else 1.0,
             cache=args.out.parent / f"{args.out.name}.latency.json",
-            key=key,
+            key=key_of_readings(args, network, self.tasks, example),
             progress=progress,
             threads=args.threads,
         )
@@ -177,10 +182,22 @@ def prepare(args: argparse.Namespace, source: Source, network: nn.Module, tasks:
     return Job(args, network, tasks, losses, first, used, found, zeros_of(network) if source.cut else None)
 
 
-def _digest(network: nn.Module) -> str:
-    """Short digest of a network's weights."""
-    found = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+def key_of_readings(
+    args: argparse.Namespace, network: nn.Module, tasks: Sequence[str], example: Tensor
+) -> dict[str, Any]:
+    """What the latencies that a search has read depend on: what is cut and how, and what it is timed in and on."""
+    cut = {k: getattr(args, k) for k in MATTERS}
+    data = {"data": args.data, "contents of the data": contents_of(args.data), "pictures": digest({"": example})}
+    timed = {"runtime": args.runtime, "threads": args.threads, "size": list(example.shape)}
+    timed |= {"machine": {"name": platform.node(), **machine()}, "versions": _versions(WRITERS[args.runtime])}
+    model = {"model": args.source, "weights": digest(network.state_dict()), "tasks": list(tasks)}
+    return {**model, **cut, "budget": [str(b) for b in args.budget], **data, **timed}
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Versions of packages, None for one that is not there."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

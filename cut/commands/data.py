@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         help="open every file of NYU-v2, Cityscapes or Tiny-Taskonomy and list what is wrong",
         epilog=EXAMPLE,
     )
-    check.add_argument("path", type=Path, help="folder of the set")
+    options.folders(check.add_argument("path", type=Path, help="folder of the set"))
     check.add_argument("--set", help="nyuv2, cityscapes or taskonomy; default: found from the folder")
     check.add_argument("--legacy", action="store_true", help="for the published protocol: repeated pictures only warn")
     options.add_output(check)

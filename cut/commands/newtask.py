@@ -39,7 +39,8 @@ def add(commands: Any) -> None:
         epilog=options.RESUMES + EXAMPLES,
     )
     options.add_source(parser, "dense pre-trained model")
-    parser.add_argument("--library", type=Path, required=True, metavar="FOLDER", help="folder of the task masks")
+    library = parser.add_argument("--library", type=Path, required=True, metavar="FOLDER", help="of the task masks")
+    options.folders(library)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="TASK", help="the new task, one of the data's")
     what.add_argument("--fill", action="store_true", help="add a mask of each of the model's own tasks instead")
@@ -55,7 +56,7 @@ def add(commands: Any) -> None:
         help=f"batches for similarity (default: {BATCHES}), or with --fill for scores (default: {FILL_BATCHES})",
     )
     options.add_training(parser, steps=60, lr=1e-3)
-    parser.add_argument("--out", type=Path, metavar="PATH", help="folder for the masked model")
+    options.add_out(parser, "folder for the masked model", required=False)
     options.add_output(parser)
     parser.set_defaults(run=run, share=0.5, reduce="sum", inside=None)
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from cut import checkpoint
 from cut.commands.source import CUT, Data, Source
 from cut.decomposition import check_tasks, forward, network_input
-from cut.modelfile import SPEC, read_spec
+from cut.facts import facts_of
+from cut.modelfile import SPEC
 from cut.objectives import Objective, objectives_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOMS = "cut.data.rooms.Rooms"
 FORMS = "a folder with a model, a Lightning checkpoint of ours, or module:function"
-RETURNS = "(model, loader, tasks, example) or (model, loader, tasks, example, test loader)"
+RETURNS = "(model, loader, tasks, example), then, if you like, a test loader (or None) and facts"
 
 
 def open_source(
@@ -62,6 +64,7 @@ def open_source(
     else:
         source.unlabelled = _pictures(meta, network)
         source.example = source.unlabelled(1)[0]
+        source.meta = {**_seen(network, source.example, mean=network.mean, std=network.std), **meta}
     return source
 
 
@@ -154,7 +157,7 @@ def _from_folder(name: str) -> tuple[Any, Path, dict[str, Any]]:
     path = Path(name)
     if path.is_dir():
         folder = model_folder(path)
-        if read_spec(folder).get("kind") != "multitasknet":
+        if checkpoint.is_foreign(folder):
             raise ValueError(f"{name} is of a foreign network: name its module:function, and the folder with --weights")
         return checkpoint.load(folder), folder, checkpoint.read_metadata(folder)
     if path.suffix == ".ckpt" and path.is_file():
@@ -206,32 +209,87 @@ def _pictures(meta: dict[str, Any], network: Any) -> Callable[[int], list[Tensor
 
 def _from_function(name: str, weights: str | Path | None) -> Source:
     """What ``module:function`` returns, checked by one forward pass."""
-    made = _call(name)
-    if not isinstance(made, (tuple, list)) or len(made) not in (4, 5) or not isinstance(made[0], nn.Module):
-        kind = [type(v).__name__ for v in made] if isinstance(made, (tuple, list)) else type(made).__name__
-        raise ValueError(f"{name} returned {kind}; it must return {RETURNS}")
-    model, loader, tasks, example, *test = made
-    objectives = objectives_of(tasks)
-    if not isinstance(example, Tensor):
-        raise ValueError(f"{name}: the example input is {type(example).__name__}; a tensor is needed")
-    meta: dict[str, Any] = {}
+    made = returned(name)
+    model, objectives = made.model, made.objectives
+    stored: dict[str, Any] = {}
     path = None
     if weights is not None:
-        dense = model
-        model, path = checkpoint.load(weights, lambda: dense), Path(weights)
-        meta = checkpoint.read_metadata(weights)
-    model.eval()
-    with torch.no_grad():
-        outputs = forward(model, example[:2], lambda x: x)
-    missing = sorted(set(outputs) - set(objectives))
+        model, path = checkpoint.load(weights, lambda: made.model), Path(weights)
+        stored = checkpoint.read_metadata(weights)
+    try:
+        meta = _seen(model.eval(), made.example, made.facts)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    missing = sorted({*meta["tasks"], *(made.facts or {}).get("tasks", {})} - set(objectives))
     if missing:
         raise ValueError(f"{name}: no loss for task {missing[0]!r}; there are losses for {sorted(objectives)}")
-    data = Data(loader, test[0] if test else loader, objectives, lambda n: _first(loader, n))
-    return Source(name, model, check_tasks(list(outputs), objectives), example, meta, path, data)
+    data = Data(made.loader, made.test, objectives, lambda n: _first(made.loader, n))
+    return Source(name, model, check_tasks(list(meta["tasks"]), objectives), made.example, stored | meta, path, data)
 
 
-def _call(name: str) -> Any:
-    """Import a function, also from the folder that the command runs in, and call it."""
+def _seen(network: nn.Module, example: Tensor, told: Any = None, **norm: Any) -> dict[str, Any]:
+    """Facts on a model's input and tasks, by one forward pass; see :func:`cut.facts.facts_of`."""
+    with torch.no_grad():
+        outputs = forward(network, example[:2], lambda x: x)
+    return facts_of(example, outputs, told, **norm)
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a function of one's own returned.
+
+    Attributes:
+        model: The dense network.
+        loader: To train on.
+        objectives: Losses and metrics of its tasks.
+        example: An input of it.
+        test: A loader to judge on; the one to train on if there is no other.
+        facts: On its input and tasks, as much as one likes to state; see :func:`cut.facts.facts_of`.
+    """
+
+    model: nn.Module
+    loader: Iterable[Any]
+    objectives: dict[str, Objective]
+    example: Tensor
+    test: Iterable[Any]
+    facts: Any
+
+
+def returned(name: str) -> Returned:
+    """Call ``module:function`` and check what it returns.
+
+    Raises:
+        ValueError: If there is no such function, or it returns anything else.
+    """
+    made = function_of(name)()
+    if not isinstance(made, (tuple, list)) or len(made) not in (4, 5, 6) or not isinstance(made[0], nn.Module):
+        kind = [type(v).__name__ for v in made] if isinstance(made, (tuple, list)) else type(made).__name__
+        raise ValueError(f"{name} returned {kind}; it must return {RETURNS}")
+    model, loader, tasks, example, test, told = (*made, None, None)[:6]
+    if not isinstance(example, Tensor):
+        raise ValueError(f"{name}: the example input is {type(example).__name__}; a tensor is needed")
+    return Returned(model, loader, objectives_of(tasks), example, loader if test is None else test, told)
+
+
+def built(name: str) -> nn.Module:
+    """The model of ``module:function``, which returns it alone or as the first of what the commands ask for.
+
+    Raises:
+        ValueError: If there is no such function, or it returns no model.
+    """
+    made = function_of(name)()
+    model = made[0] if isinstance(made, (tuple, list)) and made else made
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} returned {type(made).__name__}; it must return a model, or {RETURNS}")
+    return model
+
+
+def function_of(name: str) -> Callable[[], Any]:
+    """The function that ``module:function`` names, imported also from the folder that the command runs in.
+
+    Raises:
+        ValueError: If there is none.
+    """
     module, _, function = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -244,7 +302,7 @@ def _call(name: str) -> Any:
         raise ValueError(f"no function {function!r} in the module {module!r}") from error
     if not callable(found):
         raise ValueError(f"{name} is {type(found).__name__}; a function is needed that returns {RETURNS}")
-    return found()
+    return found
 
 
 def _first(loader: Iterable[Any], count: int) -> list[Any]:

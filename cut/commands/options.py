@@ -57,6 +57,25 @@ def positive_share(text: str) -> float:
     return value
 
 
+def files(action: argparse.Action) -> argparse.Action:
+    """Let the tab key complete an argument with names of files and folders."""
+    return _completed(action, "FILE")
+
+
+def folders(action: argparse.Action) -> argparse.Action:
+    """Let the tab key complete an argument with names of folders."""
+    return _completed(action, "DIRECTORY")
+
+
+def _completed(action: argparse.Action, what: str) -> argparse.Action:
+    try:
+        import shtab
+    except ImportError:  # who has it not prints no completion script either
+        return action
+    action.complete = getattr(shtab, what)  # type: ignore[attr-defined]
+    return action
+
+
 share = number(0, 1, "0 to 1")
 sparsity = number(0, 1, "0 <= sparsity < 1 (the fraction removed)", closed=False)
 
@@ -72,11 +91,10 @@ def add_command(
 
 def add_source(parser: argparse.ArgumentParser, what: str = "model") -> None:
     """What the command works on."""
-    parser.add_argument("source", metavar="MODEL", help=f"the {what}: {SOURCE}")
-    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="model file for the model of module:function")
-    parser.add_argument(
-        "--data", metavar="DATA", help="YAML as in configs/data, or class path, of a folder's data (default: Rooms)"
-    )
+    files(parser.add_argument("source", metavar="MODEL", help=f"the {what}: {SOURCE}"))
+    add_weights(parser)
+    data = "YAML as in configs/data, or class path, of a folder's data (default: Rooms)"
+    files(parser.add_argument("--data", metavar="DATA", help=data))
     parser.add_argument("--seed", type=whole(0), default=0, help="of data order and training (default: 0)")
 
 
@@ -88,9 +106,15 @@ def add_training(parser: argparse.ArgumentParser, steps: int, lr: float) -> None
     parser.add_argument("--restart", action="store_true", help="begin anew, though a stopped run could go on")
 
 
-def add_out(parser: argparse.ArgumentParser, what: str) -> None:
-    """Where the result goes."""
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=what)
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """What is loaded into a model of one's own."""
+    told = "model file for the model of module:function"
+    folders(parser.add_argument("--weights", type=Path, metavar="FOLDER", help=told))
+
+
+def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -> argparse.Action:
+    """The folder that the result goes to."""
+    return folders(parser.add_argument("--out", type=Path, required=required, metavar="PATH", help=what))
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

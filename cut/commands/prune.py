@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cut.snapshot import Snapshot
 
 MODELS = 12  # that a search for a latency makes at most
+READING = 200  # bytes of one of its readings in a file
 EXAMPLES = """examples:
   cut prune runs/demo/dense --tasks seg depth --sparsity 0.9 --out runs/pruned
   cut prune runs/demo/dense --tasks seg depth --units channels --budget macs=0.5 --out runs/half
@@ -70,17 +72,24 @@ def run(args: argparse.Namespace) -> None:
     from cut.commands.opening import open_source
     from cut.commands.resuming import resumable
     from cut.commands.source import device_of
+    from cut.latency import load_of_machine
 
+    load = load_of_machine()  # before this command's own work, which loads it too
     device = device_of(args.device)
     torch.manual_seed(args.seed)
     source = open_source(args.source, args.weights, args.data, args.seed, labels=True)
     with resumable(args, source) as snapshot:
-        facts, shown = _pruned(args, source, device, snapshot, terminal)
+        facts, shown = _pruned(args, source, device, snapshot, terminal, load)
     terminal.result(facts, shown)
 
 
 def _pruned(
-    args: argparse.Namespace, source: Source, device: torch.device, snapshot: Snapshot, terminal: Terminal
+    args: argparse.Namespace,
+    source: Source,
+    device: torch.device,
+    snapshot: Snapshot,
+    terminal: Terminal,
+    load: float,
 ) -> tuple[dict[str, Any], list[Any]]:
     """Cut, fine-tune and save; returns facts and what is shown."""
     from cut.commands.cutting import prepare
@@ -95,7 +104,7 @@ def _pruned(
     tasks = check_tasks(args.tasks or dense_tasks, dense_tasks)
     network = whole(source).to(device)
     wanted = {t: data.objectives[t] for t in tasks}
-    job = prepare(args, source, network, tasks)
+    job = replace(prepare(args, source, network, tasks), load=load)
     made = _cut(job, source, snapshot, terminal)
     apply_mask(network, made.mask)
     if hasattr(network, "select"):
@@ -124,9 +133,10 @@ def _pruned(
     }
     shown = [_shown(made.dense, after), _told(zeros), f"masked model: {args.out}"]
     if made.found is not None:
-        wish, reading = _latency(args), made.found.reading
-        facts["latency"] = {"target": str(wish), "runtime": args.runtime, "threads": args.threads} | asdict(made.found)
-        shown.insert(2, f"{wish}: reached {reading.value:.3g} ({reading.low:.3g} to {reading.high:.3g})")
+        wish = _latency(args)
+        timed = {"runtime": args.runtime, "threads": args.threads, "load": made.load, "cores": os.cpu_count()}
+        facts["latency"] = {"target": str(wish), **timed, **asdict(made.found)}
+        shown.insert(2, _reached(wish, made))
     save(source, network, tasks, facts, args.out, CUT)
     seconds = {"score_seconds": round(made.seconds, 2), "finetune_seconds": round(seconds_of(snapshot), 2)}
     return {**facts, "out": str(args.out), **seconds}, shown
@@ -141,12 +151,14 @@ class Cut:
         mask: What stays.
         found: What a search for a latency reached, None without one.
         seconds: Of scoring, cutting and search.
+        load: Of the machine before that.
     """
 
     dense: dict[str, float]
     mask: dict[str, Tensor]
     found: Found | None
     seconds: float
+    load: float | None
 
 
 def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cut:
@@ -169,19 +181,33 @@ def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cu
     set_random_state(known["random"], device, data.train)
     if "mask" not in known:
         start = time.perf_counter()
+        wish = _latency(job.args)
+        if wish and job.load is not None:
+            terminal.warn_if_busy(job.load)
         batches = (moved(b, device) for b in terminal.track(data.score(job.args.batches), "scoring"))
         scores = Sensitivity()(job.network, batches, job.losses, job.tasks)
         job = replace(job, facts=size_of_facts(source.meta, job.args, known["dense"]))
-        wish = _latency(job.args)
         mask, found = job.fast_mask(scores, wish, terminal.shows_progress) if wish else (job.mask(scores), None)
         seconds = time.perf_counter() - start
         note(
-            mask={n: m.cpu() for n, m in mask.items()}, found=None if found is None else asdict(found), seconds=seconds
+            mask={n: m.cpu() for n, m in mask.items()},
+            found=None if found is None else asdict(found),
+            seconds=seconds,
+            load=job.load,
         )
     if (stored := known["found"]) is not None:
         readings = {d: Reading(**r) for d, r in stored["readings"].items()}
         stored = Found(stored["density"], Reading(**stored["reading"]), readings)
-    return Cut(known["dense"], known["mask"], stored, known["seconds"])
+    return Cut(known["dense"], known["mask"], stored, known["seconds"], known.get("load"))
+
+
+def _reached(wish: budgets.Wish | None, made: Cut) -> str:
+    """What a search reached, in one line."""
+    from cut.latency import told_load
+
+    assert made.found is not None
+    reading, load = made.found.reading, "" if made.load is None else f"; {told_load(made.load)}"
+    return f"{wish}: reached {reading.value:.3g} ({reading.low:.3g} to {reading.high:.3g}){load}"
 
 
 def _latency(args: argparse.Namespace) -> budgets.Wish | None:
@@ -204,7 +230,7 @@ def check_units(args: argparse.Namespace) -> None:
 
 def size_of_facts(meta: Mapping[str, Any], args: argparse.Namespace, metrics: Mapping[str, float]) -> int:
     """About, and no fewer than, the bytes that facts on the model and its cut will take in its file."""
-    several = 2 * len(json.dumps(metrics)) + 100 * sum(b.kind == "latency" for b in args.budget) * MODELS
+    several = 2 * len(json.dumps(metrics)) + READING * sum(b.kind == "latency" for b in args.budget) * MODELS
     return len(json.dumps(dict(meta), indent=6)) + several + 1000
 
 

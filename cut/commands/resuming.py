@@ -54,11 +54,17 @@ def key_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What a command's result depends on: options, the model with its weights, an example input, the data's file."""
     options = {f"--{k}": _plain(v) for k, v in sorted(vars(args).items()) if k not in _FREE}
     options["model"] = options.pop("--source")
-    named = Path(args.data) if args.data is not None else None
-    if named is not None and named.is_file():
-        options["contents of --data"] = hashlib.sha256(named.read_bytes()).hexdigest()[:16]
+    if (contents := contents_of(args.data)) is not None:
+        options["contents of --data"] = contents
     weights, example = digest(source.network.state_dict()), digest({"": source.example})
     return {**options, "tasks of the model": source.tasks, "weights of the model": weights, "example input": example}
+
+
+def contents_of(data: str | None) -> str | None:
+    """Short digest of the file that ``--data`` names, None if it names a class or there is none."""
+    if data is None or not Path(data).is_file():
+        return None
+    return hashlib.sha256(Path(data).read_bytes()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -44,6 +44,18 @@ class Terminal:
 
             Console(stderr=True).print(text, style="dim", highlight=False, markup=False)
 
+    def warn(self, text: str) -> None:
+        """A line on stderr that also who reads the result as JSON should see."""
+        if not self.quiet:
+            print(f"cut: warning: {text}", file=sys.stderr)
+
+    def warn_if_busy(self, load: float) -> None:
+        """Warn of latencies that will be those of a busy machine."""
+        from cut.latency import warning_of
+
+        if text := warning_of(load):
+            self.warn(text)
+
     def result(self, facts: Mapping[str, Any], shown: Any) -> None:
         """The result: JSON, or what rich can print; nothing if quiet."""
         if self.json:

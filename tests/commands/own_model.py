@@ -72,3 +72,23 @@ def exploding():
 
 
 number = 3
+
+
+FACTS = {
+    "input": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "tasks": {"seg": {"classes": ["dark", "bright"]}, "depth": {"kind": "depth", "unit": "m"}},
+}
+
+
+def described():
+    """The same, and what its pictures and outputs are; it is judged on what it is trained on."""
+    model, loader, tasks, example, _ = setup()
+    return model, loader, tasks, example, None, FACTS
+
+
+def misdescribed():
+    return *described()[:5], {"tasks": {"seg": {"kind": "depth"}}}
+
+
+def described_too_much():
+    return *described()[:5], {"tasks": {"pose": {"unit": "m"}}}

@@ -10,7 +10,7 @@ from cut.cli import main
 from cut.decomposition import prunable
 from cut.masks import sparsity
 from cut.stub import TaskSubset
-from tests.commands.own_model import Net, pictures
+from tests.commands.own_model import FACTS, Net, pictures
 
 OWN = "tests.commands.own_model:setup"
 
@@ -159,6 +159,79 @@ def test_latency_is_searched_for_and_reported(fitted, capsys, tmp_path, monkeypa
     assert (tmp_path / "p.latency.json").exists(), "a stopped search goes on from here"
 
 
+def test_load_of_the_machine_is_told_with_the_latency_that_was_reached(fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, 0.9 * d, 1.1 * d, 2.5))
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0, 0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    line = ["prune", OWN, "--weights", fitted, "--units", "channels", "--steps", 0, "--budget", "latency=0.5x"]
+    line += ["--tasks", "depth", "--out", tmp_path / "p"]
+    assert main([*map(str, line)]) == 0
+    out, err = capsys.readouterr()
+    assert "load 1.50 on 4 cores" in out and "the machine is not idle: load 1.50 on 4 cores" in err
+    facts = checkpoint.read_metadata(tmp_path / "p")["cut"]["latency"]
+    assert facts["load"] == 1.5 and facts["cores"] == 4 and facts["reading"]["load"] == 2.5
+    macs = ["prune", OWN, "--units", "channels", "--steps", 0, "--budget", "macs=0.5", "--out", tmp_path / "m"]
+    assert main([*map(str, macs)]) == 0
+    assert "idle" not in capsys.readouterr().err, "nothing is timed"
+
+
+def test_latencies_are_read_again_when_anything_changes_that_they_depend_on(tmp_path):
+    from cut.cli import parser
+    from cut.commands import cutting
+
+    (tmp_path / "a.yaml").write_text("one")
+    (tmp_path / "b.yaml").write_text("two")
+    base = ["prune", OWN, "--units", "channels", "--budget", "latency=0.5x", "--out", "x"]
+    example, net = pictures(0)[0][0], Net()
+
+    def key(*more, network=net, tasks=("depth",), image=example, args=base):
+        return cutting.key_of_readings(parser().parse_args([*args, *map(str, more)]), network, tasks, image)
+
+    changes = [
+        ["--inside", "0.5"],
+        ["--data", tmp_path / "a.yaml"],
+        ["--data", tmp_path / "b.yaml"],
+        ["--data", "cut.data.rooms.Rooms"],
+        ["--sparsity", "0.5"],
+        ["--budget", "macs=0.5"],
+        ["--rounding", "8"],
+        ["--cap", "0.5"],
+        ["--floor", "0.1"],
+        ["--reduce", "mean"],
+        ["--share", "1"],
+        ["--batches", "3"],
+        ["--seed", "1"],
+        ["--runtime", "executorch"],
+        ["--threads", "2"],
+    ]
+    keys = [key(), *(key(*c) for c in changes), key(network=Net()), key(tasks=["seg"]), key(image=example + 1)]
+    keys.append(key(args=[w.replace("setup", "described") for w in base]))
+    assert len({json.dumps(k, sort_keys=True) for k in keys}) == len(keys)
+    assert key("--steps", "7", "--lr", "0.1") == key(), "what is done after the search does not matter"
+    (tmp_path / "a.yaml").write_text("two")
+    assert key("--data", tmp_path / "a.yaml") != keys[2]
+    assert {"processor", "cores", "torch", "name"} <= set(key()["machine"]) and "onnxruntime" in key()["versions"]
+
+
+@pytest.mark.parametrize("changed", ["torch", "processor", "onnxruntime"])
+def test_latencies_of_another_machine_or_version_are_read_again(changed, monkeypatch):
+    from cut.cli import parser
+    from cut.commands import cutting
+
+    args = parser().parse_args(["prune", OWN, "--out", "x"])
+    network, example = Net(), pictures(0)[0][0]
+    before = cutting.key_of_readings(args, network, ["depth"], example)
+    if changed == "onnxruntime":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 99")
+    else:
+        monkeypatch.setattr(cutting, "machine", lambda: {**before["machine"], changed: "other"})
+    assert cutting.key_of_readings(args, network, ["depth"], example) != before
+
+
 def test_export_of_ones_own_model(pruned, capsys, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -166,6 +239,150 @@ def test_export_of_ones_own_model(pruned, capsys, tmp_path):
     facts = told(capsys, "export", OWN, "--weights", pruned, "--out", file)
     assert facts["tasks"] == ["depth"] and facts["bytes"] == file.stat().st_size
     assert facts["max_abs_diff"]["depth"] < 1e-3
+
+
+DESCRIBED = OWN.replace("setup", "described")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", pytest.param("pte", marks=pytest.mark.slow)])
+def test_exported_file_of_ones_own_model_says_what_it_is_for(suffix, pruned, capsys, tmp_path):
+    pytest.importorskip("onnxscript" if suffix == "onnx" else "executorch")
+    from cut.runtime import open_file
+
+    told(capsys, "export", DESCRIBED, "--out", tmp_path / f"all.{suffix}")
+    told(capsys, "export", OWN, "--weights", pruned, "--out", tmp_path / f"one.{suffix}")
+    meta = open_file(tmp_path / f"all.{suffix}").meta
+    assert meta["input"] == {"height": 16, "width": 16, **FACTS["input"]}
+    assert {t: f["kind"] for t, f in meta["tasks"].items()} == {
+        "seg": "segmentation",
+        "depth": "depth",
+        "count": "classification",
+    }
+    assert meta["tasks"]["seg"]["classes"] == ["dark", "bright"] and meta["tasks"]["depth"]["unit"] == "m"
+    one = open_file(tmp_path / f"one.{suffix}").meta
+    assert set(one["tasks"]) == {"depth"} and one["cut"]["tasks"] == ["depth"]
+    assert one["input"] == {"height": 16, "width": 16, "mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+def test_ones_own_model_predicts_what_its_exported_file_predicts(fitted, capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (255, 200, 0)).save(tmp_path / "a.png")
+    told(capsys, "export", DESCRIBED, "--weights", fitted, "--out", tmp_path / "own.onnx")
+    line = ["predict", tmp_path / "a.png", "--out", tmp_path / "seen.png"]
+    file = told(capsys, line[0], tmp_path / "own.onnx", *line[1:])
+    model = told(capsys, line[0], DESCRIBED, *line[1:], "--weights", fitted)
+    for task, numbers in file["tasks"].items():
+        assert model["tasks"][task] == pytest.approx(numbers, abs=2e-3)
+    assert file["tasks"]["depth"]["unit"] == "m"
+    assert set(model["tasks"]["seg"]) <= {"dark", "bright"}
+    with Image.open(tmp_path / "seen.png") as drawn:
+        assert drawn.width > 3 * 288
+
+
+def test_a_model_that_says_nothing_of_its_input_is_predicted_with_too(capsys, tmp_path):
+    from PIL import Image
+
+    from cut.model import MultiTaskModel
+    from cut.network import NetworkConfig
+    from cut.tasks import classification, depth
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    module = MultiTaskModel([depth(), classification(("a", "b"))], NetworkConfig("mobilenetv3_small_050", head_width=8))
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, tmp_path / "last.ckpt")
+    checkpoint.save(module.network, tmp_path / "run/compact")
+    seen = [
+        told(capsys, "predict", tmp_path / m, tmp_path / "a.png", "--out", tmp_path / "seen.png")["tasks"]
+        for m in ("run", "run/compact", "last.ckpt")
+    ]
+    assert set(seen[0]) == {"depth", "scene"} and seen[0] == seen[1] == seen[2]
+    compact = told(capsys, "compact", tmp_path / "last.ckpt", "--out", tmp_path / "small")
+    facts = checkpoint.read_metadata(tmp_path / "small")
+    assert compact["tasks"] == list(facts["tasks"]) and facts["input"]["mean"] == list(module.network.mean)
+
+
+def test_a_map_in_units_of_its_own_is_drawn_over_its_own_range():
+    from cut.predict import _panel
+
+    values = torch.linspace(-3, 40, 64).view(1, 8, 8).numpy()
+    title, drawn = _panel("height", "map", values)
+    assert title == "height: -3 (dark) to 40" and drawn[0, 0].sum() < 100 < 500 < drawn[-1, -1].sum()
+    assert (_panel("edge", "map", values / 43 + 3 / 43)[1] == drawn).all()
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """No process is started; what would be timed, and how."""
+    from cut import latency
+
+    asked = []
+
+    def compare(files, **options):
+        asked.append((dict(files), options))
+        timing = latency.Timing(1.0, 2.0, 2, 1, "PyTorch", (1.0, 1.0), 5, 6, 7, 0.0)
+        return dict.fromkeys(files, timing)
+
+    monkeypatch.setattr(latency, "compare", compare)
+    return asked
+
+
+def test_int8_accuracy_per_task_of_ones_own_model_is_that_of_its_own_test_loader(fitted, capsys, tmp_path, timed):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for name, more in (("float", []), ("int8", ["--int8", "--batches", 4])):
+        told(capsys, "export", OWN, "--weights", fitted, "--out", tmp_path / f"{name}.onnx", *more)
+    line = ["bench", fitted, tmp_path / "float.onnx", tmp_path / "int8.onnx", "--builder", OWN, "--data", OWN]
+    dense, whole, int8 = (m["metrics"] for m in told(capsys, *line)["models"])
+    assert timed[0][1]["builder"] == OWN
+    trained = told(capsys, "fit", OWN, "--weights", fitted, "--steps", 0, "--out", tmp_path / "same")["metrics"]
+    assert dense == pytest.approx(trained, rel=1e-4) and whole == pytest.approx(trained, rel=1e-3)
+    assert set(int8) == set(trained) and int8 != pytest.approx(whole, rel=1e-6)
+    assert int8["seg/accuracy"] == pytest.approx(whole["seg/accuracy"], abs=0.1)
+
+
+def test_every_model_of_a_function_has_weights_of_its_own(fitted, pruned, capsys, timed):
+    pytest.importorskip("onnxscript")
+    line = ["bench", OWN, pruned, OWN, "--weights", fitted, "--weights", pruned, "--builder", OWN]
+    report = told(capsys, *line)
+    assert [m["weights"] for m in report["models"]] == [str(fitted), None, str(pruned)]
+    (files, _), *_ = timed
+    assert list(files) == [f"{OWN} {fitted}", str(pruned), f"{OWN} {pruned}"], "errors call models by their names"
+    assert [p.suffix for p in files.values()] == [".onnx", "", ".onnx"]
+
+
+def test_models_of_one_name_are_told_apart(tmp_path):
+    from cut.commands.bench import entries_of
+
+    assert [e.label for e in entries_of(["a.onnx", "b", "a.onnx", "a.onnx"], [])] == [
+        "a.onnx",
+        "b",
+        "a.onnx #2",
+        "a.onnx #3",
+    ]
+
+
+def test_a_busy_machine_is_told_of_also_to_who_reads_json(fitted, capsys, timed, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for load, warned in ((1.1, False), (1.3, True)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0, 0))
+        assert main(["bench", str(fitted), "--builder", OWN, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["load"] == load and json.loads(out)["cores"] == 4
+        assert (f"load {load:.2f} on 4 cores" in err) == warned
+        assert main(["bench", str(fitted), "--builder", OWN]) == 0
+        assert f"load {load:.2f} on 4 cores" in capsys.readouterr().out
+    assert main(["bench", str(fitted), "--builder", OWN, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_bench_times_folders_of_ones_own_model_in_pytorch(fitted, pruned, capsys):
+    line = ["bench", fitted, pruned, "--builder", OWN, "--repeats", 3, "--warmup", 1]
+    report = told(capsys, *line)
+    assert [m["runtime"] for m in report["models"]] == ["PyTorch", "PyTorch"]
+    assert all(0 < m["model_bytes"] < 50e6 for m in report["models"]), "what the function made is not counted"
 
 
 @pytest.mark.slow
@@ -278,12 +495,10 @@ def test_bench_judges_folders_too(ours, capsys):
     assert model["bytes"] == sum(p.stat().st_size for p in (ours / "dense").iterdir())
 
 
-def test_bench_shows_a_table(ours, capsys, monkeypatch):
-    from cut import evaluation, latency
+def test_bench_shows_a_table(ours, capsys, monkeypatch, timed):
+    from cut import evaluation
 
-    timing = latency.Timing(1.0, 2.0, 2, 1, "PyTorch", (1.0, 1.0), 5, 6, 7, 0.0)
-    monkeypatch.setattr(latency, "compare", lambda files, **_: dict.fromkeys(files, timing))
-    monkeypatch.setattr(evaluation, "evaluate_file", lambda *_: {"seg/miou": 12.3})
+    monkeypatch.setattr(evaluation, "evaluate_file", lambda *_, **__: {"seg/miou": 12.3})
     assert main(["bench", str(ours / "dense"), str(ours / "dense"), "--data", str(ours / "data.yaml")]) == 0
     out = capsys.readouterr().out
     assert "seg/miou" in out and "12.3" in out and "PyTorch" in out and "1.00 (1.00 to 1.00)" in out
