@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 LEVEL = 0.9  # the sparsity that figures of one level show
 WATERSHED = "cut"  # the method whose tasks' masks are compared
 # What the figure of layers shows, if it has records: more lines than these hide each other.
-LAYERED = ("magnitude", "magnitude-erk", "imp", "disparse", "cut")
+LAYERED = ("magnitude", "magnitude-erk", "disparse", "cut", "cut-plus")
 
 
 def _at_level(grid: Grid, records: Records, level: float = LEVEL) -> dict[str, list[Record]]:

@@ -43,7 +43,8 @@ class Grid:
         split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
         across: The variant whose values are the columns of its overview, where those are not the sparsities.
-        by_task: Whether it also tells each task's own change, and the latency.
+        by_task: Whether it also tells each task's own change.
+        by_latency: Whether it also tells the latency of PyTorch on one thread, as the run measured it.
         by_file: Whether its rows are told by runtime and precision, as delivered (:mod:`experiments.delivery`).
         by_step: Whether its rows are told by steps of adaptation to a new task (:mod:`experiments.curves`).
         folder: Of its records under ``experiments/records``, and of its runs under ``runs``.
@@ -59,6 +60,7 @@ class Grid:
     note: str = ""
     across: str = ""
     by_task: bool = False
+    by_latency: bool = False
     by_file: bool = False
     by_step: bool = False
     folder: str = "rooms"

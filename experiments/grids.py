@@ -64,7 +64,7 @@ def rooms_grid() -> Grid:
             elif sparsity < 0.98 or m in AT_98:
                 rows.append(Row(m, tuple((pruned(SAME.get(m, m), sparsity, s),) for s in SEEDS)))
     note = "Of three tasks, at least half and a strict majority are both two: cut-majority shows cut's runs."
-    return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), longer(SEEDS), note=note)
+    return Grid("rooms", "Methods under one recipe on Rooms", tuple(rows), longer(SEEDS), note=note, by_task=True)
 
 
 HIGH_RATE = 1e-2
@@ -306,7 +306,7 @@ def subsets_grid() -> Grid:
             settings = {"pruning.voters": list(FOUR)} if voters == "all tasks" else {}
             rows.append(Row("cut", ((pruned("cut", 0.9, 1, tasks, settings=settings),),), {"scored": voters}))
     note = "CUT at 90 %, seed 1; ms: PyTorch, one thread, beside another run."
-    return Grid("subsets", "Every subset of the tasks", tuple(rows), note=note, by_task=True)
+    return Grid("subsets", "Every subset of the tasks", tuple(rows), note=note, by_task=True, by_latency=True)
 
 
 BACKBONES = ("mobilenetv2", "efficientnet_lite0", "resnet18", "vit_small")

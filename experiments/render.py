@@ -231,9 +231,11 @@ def lines(grid: Grid, frame: pd.DataFrame, level: float) -> Lines:
     kept = [c for c in DETAILS if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows) and _has(frame, c)]
     if not grid.longer:
         kept = [c for c in kept if c.name != "delta_m_vs_longer"]
+    if grid.by_latency:
+        kept.append(Column("latency_ms", "ms"))
     if grid.by_task:
-        own = [c for c in frame.columns if str(c).startswith("delta_m/")]
-        kept += [Column("latency_ms", "ms"), *(Column(c, f"Δm {c.removeprefix('delta_m/')} %") for c in own)]
+        own = [Column(c, f"Δm {c.removeprefix('delta_m/')} %") for c in frame.columns if str(c).startswith("delta_m/")]
+        kept += [c for c in own if any(_applies(c, str(frame["tasks"].iloc[i])) for i in rows)]
     seeds = [_seeds(grid, frame, i) for i in rows]
     return Lines(rows, _identity(grid, frame), seeds, kept, [_shown(frame, rows, c) for c in kept])
 

@@ -154,12 +154,35 @@ def _run(cells: Sequence[Cell], grid: Grid, records: Records) -> tuple[dict[str,
         "finetune_seconds": sum(r.finetune_seconds for r in found),
         "peak_memory": max(r.peak_memory for r in found),
     }
-    if grid.by_task:
+    if grid.by_latency:
         numbers["latency_ms"] = sum(latency(r) for r in found)
+    if grid.by_task:
         for task in union(cells):
             own = {k: v for k, v in metrics.items() if k.split("/")[0] == task}
             numbers[f"delta_m/{task}"] = delta(own, dense, better)
     return numbers, metrics
+
+
+def by_run(row: Row, grid: Grid, records: Records) -> list[dict[str, float]]:
+    """A row's numbers and metrics, run by run; empty for a run that lacks a record."""
+    found = [_run(run, grid, records) for run in row.runs]
+    return [{} if x is None else {**x[0], **x[1]} for x in found]
+
+
+def changes(row: Row, grid: Grid, records: Records) -> list[dict[str, float]]:
+    """The change of every metric in percent, positive = better, for each run that has all its records.
+
+    Against the dense model that Delta_m compares with; a metric that it lacks is left out.
+    """
+    lines = []
+    for cells in row.runs:
+        found = [records.get(c.id) for c in cells]
+        dense = _metrics(cells, [records.get(_start(c, grid)) for c in cells], grid)
+        if dense and None not in found:
+            better = {k: v for r in found if r is not None for k, v in r.higher_is_better.items()}
+            metrics = {k: v for k, v in _metrics(cells, found, grid).items() if k in dense}
+            lines.append({k: delta({k: v}, dense, better) for k, v in metrics.items()})
+    return lines
 
 
 def _backbone(cells: Sequence[Cell], records: Records) -> str:
@@ -192,7 +215,7 @@ def tidy(grid: Grid, records: Records) -> pd.DataFrame:
     Returns:
         ``method``, ``sparsity`` (achieved), ``tasks``, ``backbone``, the grid's variant columns, ``seeds``, then
         :data:`NUMBERS`, then each metric and its standard deviation. Delta_m in percent against the dense model
-        of the same seed on the same tasks; numbers of a row without records are NaN. A grid told by task ends with
+        of the same seed on the same tasks; numbers of a row without records are NaN. A grid may end with
         ``latency_ms`` and ``delta_m/<task>``.
 
     Raises:

@@ -3,8 +3,9 @@
 import pytest
 
 from experiments import findings
-from experiments.findings import rendered
+from experiments.findings import Numbers, rendered
 from experiments.grid import Grid, Row
+from experiments.recipe import RATES
 from tests.experiments.grid_records import cell, dense_cell, record
 
 SEEDS = (1, 2)
@@ -80,6 +81,58 @@ def test_slips_in_the_template_are_refused(folder, call, match):
 
 def test_metrics_are_missing_while_there_are_no_records(folder, tmp_path):
     assert rendered('{{ value("rooms", "cut", 0.9, "seg/miou") }}', tmp_path / "none") == "missing"
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        # cut's rel is 1.03 and 1.09 times the dense model's, disparse's 1.3 times; one of three tasks.
+        ('versus("rooms", "cut", "dense", 0.9)', "rows of 'dense'"),
+        ('versus("rooms", "cut", "taylor", 0.9)', "8.00 ± 1.41"),
+        ('versus("rooms", "cut", "taylor", 0.9, "depth/rel", digits=3)', "-0.048 ± 0.008"),
+        ('versus("rooms", "cut", "snip", 0.9)', "missing"),
+        ('changed("rooms", "cut", 0.9, "depth/rel")', "-6.00"),
+        ('changed("rooms", "cut", 0.9, "seg/miou", digits=1)', "0.0"),
+        ('changed("rooms", "snip", 0.9, "seg/miou")', "missing"),
+        ('pruned("rooms", "cut", 0.9, "kept")', "89.9"),
+        ('pruned("rooms", "cut", 0.9, "heads.seg.weight")', "70.0"),
+        ('pruned("rooms", "disparse", 0.9, "kept", floor=0.05)', "90.0"),
+        ('pruned("rooms", "snip", 0.9, "kept")', "missing"),
+        ('most_pruned("rooms", "cut", 0.9)', "`heads.seg` 80.00 %"),
+        ('most_pruned("rooms", "snip", 0.9)', "missing"),
+        ('inherited("rooms")', "that of `taylor`: `fisher`"),
+    ],
+)
+def test_causes_come_from_records(folder, monkeypatch, call, shown):
+    rows = (*GRID.rows, row("taylor", 0.9), row("fisher", 0.9))
+    monkeypatch.setattr(findings, "GRIDS", {"rooms": lambda: Grid("rooms", "Rooms", rows)})
+    for seed, most in zip(SEEDS, (0.6, 0.8), strict=True):
+        record(cell("taylor", seed=seed), {"depth/rel": 1.3}).write(folder)
+        layers = {"backbone.a.weight": 0.5, "heads.seg.weight": most}
+        of = cell(seed=seed)
+        factor = 1.03 if seed == 1 else 1.09
+        record(of, {"depth/rel": factor}, sparsity={"kept": 0.8991}, layer_sparsity=layers).write(folder)
+    if shown.startswith("rows"):
+        with pytest.raises(ValueError, match=shown):
+            rendered(f"{{{{ {call} }}}}", folder)
+    else:
+        assert rendered(f"{{{{ {call} }}}}", folder) == shown
+
+
+def test_choices_are_the_rates_with_the_methods_that_validation_gave_them(tmp_path, monkeypatch):
+    rates = RATES[:2]
+
+    def of(method, rate):
+        return cell(method, rate=rate)
+
+    rows = tuple(Row(m, ((of(m, r),),), {"rate": r}) for m in ("cut", "snip") for r in rates)
+    monkeypatch.setattr(findings, "GRIDS", {"rates": lambda: Grid("rates", "Rates", rows, split="val")})
+    made = [(dense_cell(), 1.0), (of("cut", rates[0]), 0.8), (of("cut", rates[1]), 0.9)]
+    for one, factor in ((record(c), f) for c, f in made):
+        one.metrics["val"] = one.metrics["test"] | {"seg/miou": 0.4 * factor}
+        one.write(tmp_path)
+    assert Numbers(tmp_path).choices(0.9) == {RATES[0]: [], RATES[1]: ["cut"], **dict.fromkeys(RATES[2:], [])}
+    assert not any(Numbers(tmp_path).choices(0.7).values())
 
 
 def test_tables_are_those_of_the_grid_with_their_caption(folder):

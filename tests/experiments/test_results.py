@@ -7,7 +7,7 @@ import pytest
 
 from experiments.cell import Cell
 from experiments.grid import Grid, Row
-from experiments.results import collect, costs, level, levels, tidy
+from experiments.results import by_run, changes, collect, costs, level, levels, tidy
 from tests.experiments.grid_records import BASE, TASKS, by_id, cell, dense_cell, record
 from tests.experiments.grid_records import form as made
 
@@ -170,16 +170,36 @@ def test_records_are_found_by_id(tmp_path):
     assert set(collect(grid(row()), tmp_path)) == {cell().id}
 
 
-def test_a_grid_told_by_task_ends_with_each_tasks_change_and_the_latency():
+def test_a_grid_told_by_task_and_latency_ends_with_them():
     records = runs()
     for r in records.values():
         for form in r.cost.values():
             form["latency"] = {"median_ms": 4.5}
-    found = only(frame := tidy(grid(row(), by_task=True), records))
+    assert "latency_ms" not in tidy(grid(row(), by_task=True), records)
+    found = only(frame := tidy(grid(row(), by_task=True, by_latency=True), records))
     assert list(frame.columns[-4:]) == ["latency_ms", "delta_m/seg", "delta_m/normal", "delta_m/depth"]
     assert found["delta_m/seg"] == pytest.approx(np.mean([100 * (WORSE[s] - 1) / 2 for s in SEEDS]))
     assert found["delta_m/normal"] == found["delta_m/depth"] == 0 and found["latency_ms"] == 4.5
     assert found["delta_m"] == pytest.approx(np.mean([found[f"delta_m/{t}"] for t in TASKS]))
+
+
+def test_a_row_can_be_told_run_by_run():
+    records = runs()
+    del records[cell(seed=SEEDS[1]).id]
+    first, second, *_ = by_run(row(), grid(row()), records)
+    assert first["seg/miou"] == pytest.approx(0.4 * WORSE[SEEDS[0]]) and "delta_m" in first and second == {}
+
+
+def test_changes_are_those_of_every_metric_in_every_run_positive_where_better():
+    records = runs()
+    dense = dense_cell(SEEDS[0])
+    found = changes(row(), grid(row()), records)
+    assert [c["seg/miou"] for c in found] == pytest.approx([100 * (WORSE[s] - 1) for s in SEEDS])
+    records[cell(seed=SEEDS[0]).id].metrics["test"]["normal/mean"] = 22.0
+    assert changes(row(), grid(row()), records)[0]["normal/mean"] == pytest.approx(-10.0)
+    del records[dense.id]
+    assert len(changes(row(), grid(row()), records)) == len(SEEDS) - 1
+    assert changes(Row("dense", ((dense,),)), grid(row()), runs())[0]["seg/miou"] == 0
 
 
 def test_a_row_can_say_its_level():
