@@ -131,7 +131,7 @@ def test_choices_are_the_rates_with_the_methods_that_validation_gave_them(tmp_pa
     for one, factor in ((record(c), f) for c, f in made):
         one.metrics["val"] = one.metrics["test"] | {"seg/miou": 0.4 * factor}
         one.write(tmp_path)
-    assert Numbers(tmp_path).choices(0.9) == {RATES[0]: [], RATES[1]: ["cut"], **dict.fromkeys(RATES[2:], [])}
+    assert Numbers(tmp_path).choices(0.9) == {RATES[0]: [], RATES[1]: ["cut"], **{r: [] for r in RATES[2:]}}
     assert not any(Numbers(tmp_path).choices(0.7).values())
 
 
