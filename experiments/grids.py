@@ -69,7 +69,7 @@ def rooms_grid() -> Grid:
 
 HIGH_RATE = 1e-2
 # Methods whose rates of table-methods are another one's.
-INHERITED = ("rigl", "adapmtl", "disparse-dynamic")
+INHERITED = ("rigl", "adapmtl", "disparse-dynamic", "magnitude-plus")
 
 
 def high_rate_grid() -> Grid:
