@@ -39,8 +39,7 @@ from cut.files import write_atomically
 from experiments import curves, render
 from experiments.grid import Grid, Row
 from experiments.grids import GRIDS
-from experiments.rates import choose
-from experiments.recipe import RATES, VARIES
+from experiments.recipe import RATES, VARIES, rates
 from experiments.refusal import refusing
 from experiments.results import Records, by_run, changes, collect, levels, tidy
 
@@ -198,12 +197,11 @@ class Numbers:
         found = self._layers(grid, method, sparsity, variant)
         layers = [(share, name) for run in found for name, share in run.items() if name.endswith(".weight")]
         share, name = max(layers, default=(math.nan, ""))
-        return f"`{name.removesuffix('.weight')}` {render.number(100 * share, digits)} %" if name else render.MISSING
+        return f"`{name.removesuffix('.weight')}`, {render.number(100 * share, digits)} %" if name else render.MISSING
 
     def choices(self, sparsity: float) -> dict[float, list[str]]:
-        """Every learning rate on offer to the methods that have it at a sparsity, by the records of validation."""
-        grid, records, _ = self.built("rates")
-        chosen = {m: by[sparsity] for m, by in choose(grid, records).items() if sparsity in by}
+        """Every learning rate on offer to the methods for which validation chose it at a sparsity."""
+        chosen = {m: by[sparsity] for m, by in rates().items() if sparsity in by}
         return {rate: [m for m, own in chosen.items() if own == rate] for rate in RATES}
 
     def inherited(self, grid: str) -> str:
@@ -212,7 +210,7 @@ class Numbers:
         for method in dict.fromkeys(row.method for row in self.built(grid)[0].rows):
             if method in VARIES:
                 groups.setdefault(VARIES[method], []).append(f"`{method}`")
-        return "; ".join(f"that of `{of}`: {', '.join(names)}" for of, names in groups.items())
+        return "; ".join(f"from `{of}`: {', '.join(names)}" for of, names in groups.items())
 
     def _runs(self, grid: str, method: str, variant: dict[str, str]) -> pd.DataFrame:
         found, _, frame = self.built(grid)

@@ -175,7 +175,7 @@ def recovery_grid() -> Grid:
                         runs = tuple((_recovering(method, sparsity, s, steps, kept, rate),) for s in seeds)
                         rows.append(Row(method, runs, {"floor": kept, "rate": rate, "steps": steps}))
     note = f"floor: of every layer; low rate: {LOW_RATE:g}, constant. Three seeds where 200 steps are taken."
-    return Grid("recovery", "The score and the recipe", tuple(rows), note=note, across="steps")
+    return Grid("recovery", "The score and the recipe", tuple(rows), note=note, across="steps", by_task=True)
 
 
 def _recovering(method: str, sparsity: float, seed: int, steps: int, kept: float, rate: str) -> Cell:

@@ -98,9 +98,9 @@ def test_metrics_are_missing_while_there_are_no_records(folder, tmp_path):
         ('pruned("rooms", "cut", 0.9, "heads.seg.weight")', "70.0"),
         ('pruned("rooms", "disparse", 0.9, "kept", floor=0.05)', "90.0"),
         ('pruned("rooms", "snip", 0.9, "kept")', "missing"),
-        ('most_pruned("rooms", "cut", 0.9)', "`heads.seg` 80.00 %"),
+        ('most_pruned("rooms", "cut", 0.9)', "`heads.seg`, 80.00 %"),
         ('most_pruned("rooms", "snip", 0.9)', "missing"),
-        ('inherited("rooms")', "that of `taylor`: `fisher`"),
+        ('inherited("rooms")', "from `taylor`: `fisher`"),
     ],
 )
 def test_causes_come_from_records(folder, monkeypatch, call, shown):
@@ -119,20 +119,12 @@ def test_causes_come_from_records(folder, monkeypatch, call, shown):
         assert rendered(f"{{{{ {call} }}}}", folder) == shown
 
 
-def test_choices_are_the_rates_with_the_methods_that_validation_gave_them(tmp_path, monkeypatch):
-    rates = RATES[:2]
-
-    def of(method, rate):
-        return cell(method, rate=rate)
-
-    rows = tuple(Row(m, ((of(m, r),),), {"rate": r}) for m in ("cut", "snip") for r in rates)
-    monkeypatch.setattr(findings, "GRIDS", {"rates": lambda: Grid("rates", "Rates", rows, split="val")})
-    made = [(dense_cell(), 1.0), (of("cut", rates[0]), 0.8), (of("cut", rates[1]), 0.9)]
-    for one, factor in ((record(c), f) for c, f in made):
-        one.metrics["val"] = one.metrics["test"] | {"seg/miou": 0.4 * factor}
-        one.write(tmp_path)
-    assert Numbers(tmp_path).choices(0.9) == {RATES[0]: [], RATES[1]: ["cut"], **{r: [] for r in RATES[2:]}}
-    assert not any(Numbers(tmp_path).choices(0.7).values())
+def test_choices_are_the_rates_with_the_methods_that_have_them(monkeypatch):
+    low, high = RATES[0], RATES[-1]
+    monkeypatch.setattr(findings, "rates", lambda: {"cut": {0.7: low, 0.9: high}, "snip": {0.9: high}})
+    assert [r for r, methods in Numbers().choices(0.7).items() if methods == ["cut"]] == [low]
+    assert list(Numbers().choices(0.9)) == list(RATES) and Numbers().choices(0.9)[high] == ["cut", "snip"]
+    assert not any(Numbers().choices(0.5).values())
 
 
 def test_tables_are_those_of_the_grid_with_their_caption(folder):
