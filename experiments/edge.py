@@ -160,6 +160,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "Torch-Pruning's norm": ("group-norm", {}),
     "random": ("random-channels", {}),
 }
+# The same on the ViT, whose units are of three kinds: how is a weight of an embedding channel to count, of a head, of a
+# neuron?
+REDUCTIONS = {"ViT": "sum", "ViT, mean within a unit": "mean", "ViT, sum per multiply-accumulate": "per_mac"}
 HALF = 0.4  # of the multiply-accumulates: about half of the latency
 
 
@@ -170,6 +173,10 @@ def channels_grid() -> Grid:
         settings = {"pruning.budget.init_args.target": HALF, "pruning.rounding": ROUNDING, **options}
         cell = pruned(method, None, 1, KEPT, rate=FIRST_RATE, settings=settings)
         rows.append(Row(method, ((cell,),), {"change": change}, level=1 - HALF))
+    for change, reduce in REDUCTIONS.items():
+        settings = {"pruning.budget.init_args.target": HALF, "pruning.rounding": ROUNDING, REDUCE: reduce}
+        cell = pruned(METHODS[0], None, 1, KEPT, rate=FIRST_RATE, model=VIT, settings=settings)
+        rows.append(Row(METHODS[0], ((cell,),), {"change": change}, level=1 - HALF))
     note = f"Seed 1; {1 - HALF:.0%} of the multiply-accumulates are removed, which is what the column says."
     return Grid("channels", "One change at a time on a cut of channels", tuple(rows), split="val", note=note)
 
