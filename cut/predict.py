@@ -195,7 +195,8 @@ def describe(found: Prediction) -> dict[str, dict[str, Any]]:
             result[task] = {
                 k: round(float(f(values)), 3) for k, f in (("min", np.min), ("mean", np.mean), ("max", np.max))
             }
-            result[task]["unit"] = facts["unit"]
+            if facts["unit"]:
+                result[task]["unit"] = facts["unit"]
     return result
 
 
