@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from rich.progress import Progress
 
 from cut import checkpoint, export
+from cut.compact import keep_tasks
 from cut.data.base import MultiTaskData
 from cut.data.rooms import Rooms
 from cut.evaluation import evaluate_file
@@ -35,11 +36,13 @@ from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.refusal import refusing
 from experiments.results import is_dense
+from experiments.run import load_dense, parsed
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "experiments/records/delivery"
 CALIBRATION = 16  # training pictures
 TIMING: dict[str, Any] = {"threads": 1, "repeats": 60, "rounds": 6}
+SHOWN = ("cut-channels", 0.5)  # method and latency of the models that are timed masked too
 SAME = 1e-3  # an exported file's outputs differ from PyTorch's by no more than this, relative to the largest
 
 
@@ -83,6 +86,8 @@ class Delivery:
         threads: Of the runtimes.
         load: Processes that wanted to run in the minute before; an idle machine has less than about 0.3.
         machine: Processor and versions.
+        beside: What else was timed in the same turns, where all forms of a model are shown: the fp32 files of the
+            ``"dense"`` model, and of the ``"masked"`` one, which has the cut weights as zeros.
     """
 
     run: str
@@ -91,6 +96,7 @@ class Delivery:
     threads: int
     load: float
     machine: dict[str, Any]
+    beside: dict[str, tuple[Form, ...]] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> Path:
         """Write ``<run>.json``, whole or not at all; returns its path."""
@@ -107,8 +113,9 @@ def read(path: str | Path) -> Delivery:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Delivery(**{**found, "forms": tuple(Form(**f) for f in found["forms"])})
-    except (ValueError, KeyError, TypeError) as error:
+        beside = {name: tuple(Form(**f) for f in forms) for name, forms in found.get("beside", {}).items()}
+        return Delivery(**{**found, "forms": tuple(Form(**f) for f in found["forms"]), "beside": beside})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no delivery: {error}") from error
 
 
@@ -134,6 +141,37 @@ def _key(cell: Cell, grid: Grid) -> tuple[str, tuple[str, ...]]:
     return start.id if start else "", tuple(cell.tasks)
 
 
+def shown(grid: Grid) -> list[Cell]:
+    """The cells whose dense, masked and compact form are timed side by side: one per dense model, of the first seed."""
+    found: dict[str, Cell] = {}
+    for row in grid.rows:
+        if (row.method, row.variant.get("latency")) == SHOWN:
+            cell = row.runs[0][0]
+            found.setdefault(cell.start.id if cell.start else "", cell)
+    return list(found.values())
+
+
+def masked(cell: Cell, runs: Path) -> Path:
+    """Write a cut run's model with its zeros in place and the kept heads, as a compact one is; returns its folder.
+
+    Raises:
+        ValueError: If the run has left no weights, or they do not give what its compact model gives.
+    """
+    target = runs / cell.id / "masked/model"
+    if target.is_dir():
+        return target
+    if not (runs / cell.id / "last.ckpt").is_file():
+        raise ValueError(f"no weights of {cell.id} in {runs}: run the sweep with --models")
+    cli = parsed([*cell.argv(runs / "records", runs), "--trainer.enable_progress_bar=false", "--trainer.logger=false"])
+    load_dense(cli.model, runs / cell.id)
+    image = cli.datamodule.score_batches(1, 4)[0]["image"]
+    small = runs / cell.id / "compact"
+    whole = keep_tasks(cli.model.network.eval(), cell.tasks, image)
+    _same(small, whole, image)
+    checkpoint.save(whole, target, metadata=checkpoint.read_metadata(small))
+    return target
+
+
 def files(model: Path, tasks: Sequence[str], data: MultiTaskData, int8: bool) -> dict[str, Path]:
     """Export a compact model beside its folder; name (``"onnx-fp32"``, ...) to file. What is there is not made again.
 
@@ -143,7 +181,8 @@ def files(model: Path, tasks: Sequence[str], data: MultiTaskData, int8: bool) ->
     folder, network = model.parent, checkpoint.load(model)
     pictures = [b["image"] for b in data.score_batches(1, CALIBRATION)]
     image, meta = pictures[0][:1], checkpoint.read_metadata(model)
-    found = {"PyTorch-fp32": model, "onnx-fp32": folder / "compact.onnx", "pte-fp32": folder / "compact.pte"}
+    plain = folder / model.name
+    found = {"PyTorch-fp32": model, "onnx-fp32": plain.with_suffix(".onnx"), "pte-fp32": plain.with_suffix(".pte")}
     if int8:
         found |= {"onnx-int8": folder / "int8.onnx", "pte-int8": folder / "int8.pte"}
     makers = {
@@ -166,11 +205,14 @@ def _same(path: Path, network: torch.nn.Module, image: torch.Tensor) -> None:
     worst = {t: d / largest[t] for t, d in export.parity(path, network, [image]).items()}
     task = max(worst, key=lambda t: worst[t])
     if worst[task] > SAME:
-        path.unlink()
+        if path.is_file():
+            path.unlink()
         raise ValueError(f"{path}: output {task!r} differs by {worst[task]:.1e} of its largest value; allowed: {SAME}")
 
 
-def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool = False) -> Delivery:
+def deliver(
+    cell: Cell, reference: Cell, runs: Path, int8: bool, beside: bool = False, progress: bool = False
+) -> Delivery:
     """Export, time and judge one run's model.
 
     Args:
@@ -178,6 +220,7 @@ def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool 
         reference: The dense run with the same kept tasks.
         runs: Folder of the runs' folders, with the compact models in them.
         int8: Whether int8 files are made and judged too.
+        beside: Whether the masked model is timed too, and the dense one's times are kept.
         progress: Show a bar for the timing.
 
     Raises:
@@ -188,16 +231,26 @@ def deliver(cell: Cell, reference: Cell, runs: Path, int8: bool, progress: bool 
             raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --models")
     data = Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
     mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
-    dense = files(runs / reference.id / "compact", cell.tasks, data, False) if cell.id != reference.id else {}
+    others: dict[str, dict[str, Path]] = {}
+    if cell.id != reference.id:
+        others["dense"] = files(runs / reference.id / "compact", cell.tasks, data, False)
+    if beside:
+        others["masked"] = files(masked(cell, runs), cell.tasks, data, False)
     size = list(data.score_batches(1, 1)[0]["image"].shape[-2:])
-    together = {**mine, **{f"dense-{name}": path for name, path in dense.items()}}
+    together = {**mine, **{f"{form}-{name}": path for form, made in others.items() for name, path in made.items()}}
     timed = compare(together, size=size, progress=progress, **TIMING)
-    forms = []
-    for name, path in mine.items():
-        kind, precision = name.split("-")
-        metrics = evaluate_file(path, data, tasks=cell.tasks, progress=progress) if precision == "int8" else {}
-        forms.append(_form(timed[name], timed.get(f"dense-{kind}-fp32", timed[f"{kind}-fp32"]), precision, metrics))
-    return Delivery(cell.id, reference.id, tuple(forms), TIMING["threads"], timed["onnx-fp32"].load, machine())
+
+    def told(name: str, metrics: Mapping[str, float]) -> Form:
+        kind, precision = name.split("-")[-2:]
+        return _form(timed[name], timed.get(f"dense-{kind}-fp32", timed[f"{kind}-fp32"]), precision, metrics)
+
+    judged = {
+        n: evaluate_file(p, data, tasks=cell.tasks, progress=progress) if n.endswith("int8") else {}
+        for n, p in mine.items()
+    }
+    forms = tuple(told(name, metrics) for name, metrics in judged.items())
+    sides = {form: tuple(told(f"{form}-{name}", {}) for name in made) for form, made in others.items() if beside}
+    return Delivery(cell.id, reference.id, forms, TIMING["threads"], timed["onnx-fp32"].load, machine(), sides)
 
 
 def _form(timing: Timing, dense: Timing, precision: str, metrics: Mapping[str, float]) -> Form:
@@ -238,14 +291,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
     if todo and not args.busy:
         idleness.wait()
-    left = 0
+    left, beside = 0, {c.id for c in shown(grid)}
     with Progress() as bar:
         task = bar.add_task("delivery", total=len(todo))
         for cell in todo:
             bar.update(task, description=cell.id)
             try:
                 int8 = cell.method in args.int8 and cell.seed == min(c.seed for c in by_id.values())
-                deliver(cell, known[cell.id], args.runs, int8).write(args.out)
+                deliver(cell, known[cell.id], args.runs, int8, cell.id in beside).write(args.out)
             except ValueError as error:
                 left += 1
                 bar.console.print(f"{cell.id}: {error}")

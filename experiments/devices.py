@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.delivery import FOLDER, Delivery, Form, collect
+from experiments.delivery import FOLDER, SHOWN, Delivery, Form, collect, shown
 from experiments.grid import Grid
 from experiments.render import caption, number, write_formats
 from experiments.results import Records, delta, level, tidy
@@ -127,6 +127,41 @@ def how(deliveries: Deliveries) -> str:
         f"the dense model's file of the same runtime; {', '.join(map(str, threads))} thread, {', '.join(processors)}, "
         f"load at most {load:.1f}. int8: calibrated on training pictures, first seed."
     )
+
+
+def side_by_side(grid: Grid, deliveries: Deliveries) -> str:
+    """Dense, masked and compact form of a model per network, in every runtime, as Markdown; says so if none is timed.
+
+    Args:
+        grid: The table.
+        deliveries: Id of a cell to what was measured on its files.
+    """
+    runtimes = (MAIN, *OTHERS)
+    head = ["network, kept tasks", "form"]
+    head += [f"{runtime} {what}" for runtime, _ in runtimes for what in ("ms", "of dense")] + ["ONNX MB"]
+    body = []
+    cells = [c for c in shown(grid) if c.id in deliveries and deliveries[c.id].beside]
+    for cell in cells:
+        sides = {**deliveries[cell.id].beside, "compact": deliveries[cell.id].forms}
+        name = f"{cell.config['model']['init_args']['network']['backbone']}, {', '.join(cell.tasks)}"
+        for side in ("dense", "masked", "compact"):
+            by = {(f.runtime, f.precision): f for f in sides.get(side, ())}
+            line = [name, side]
+            for kind in runtimes:
+                one = by.get(kind)
+                line += ["-", "-"] if one is None else [number(one.latency_ms, 1), number(one.latency_ratio)]
+            body.append([Text(c) for c in [*line, number(by[MAIN].bytes / 1e6) if MAIN in by else "-"]])
+    if not body:
+        return "Not measured yet: `make table-edge` times these files.\n"
+    method, latency = SHOWN
+    timed = [deliveries[c.id] for c in cells]
+    threads = ", ".join(map(str, sorted({d.threads for d in timed})))
+    said = (
+        f"`{method}` at {latency:g} of the dense latency, first seed, fp32; one picture, {threads} thread, "
+        f"{', '.join(sorted({d.machine['processor'] for d in timed}))}, load at most {max(d.load for d in timed):.1f}. "
+        "All files of a network were timed in turns; of dense: the dense file's of the same runtime."
+    )
+    return f"{markdown(Table(grid.title, head, body, 2))}\n{said}\n"
 
 
 def write(grid: Grid, records: str | Path, out: str | Path, folder: str | Path = FOLDER) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import curves, devices, render
+from experiments import curves, delivery, devices, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.refusal import refusing
@@ -116,6 +116,11 @@ def write(grid: Grid, records: Path, out: Path) -> list[Path]:
     return (devices if grid.by_file else render).write(grid, records, out)
 
 
+def page(grid: Grid, text: str, folder: Path = delivery.FOLDER) -> str:
+    """The page of a grid that is told by file, with the table of its models' forms as the deliveries have them."""
+    return replaced(text, "beside", devices.side_by_side(grid, delivery.collect(grid, folder)))
+
+
 def _demo(folder: Path, out: Path) -> None:
     """The demo's table on its page, and the README's tables."""
     write_atomically(out / "demo.md", f"# `make demo`\n\n{comparison(*records(folder))}")
@@ -137,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.grid in GRIDS:
         grid = GRIDS[args.grid]()
         write(grid, args.records or kept / grid.folder, args.out)
+        own = args.out.parent / f"{grid.name}.md"
+        if grid.by_file and own.is_file():
+            write_atomically(own, page(grid, own.read_text()))
     else:
         raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     return 0

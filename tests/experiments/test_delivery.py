@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from cut import checkpoint, export
+from cut.attention import plain_attention
+from cut.compact import compact, keep_tasks
 from cut.data.rooms import Rooms
+from cut.limits import MACs
+from cut.masks import apply_mask
 from cut.network import MultiTaskNet, NetworkConfig
+from cut.scores import Magnitude
+from cut.structured import make_unit_mask
 from experiments import delivery
 from experiments.cell import Cell
 from experiments.delivery import deliver, files, main
 from experiments.grid import Grid, Row
+from experiments.run import parsed
 
 TASKS = ("seg", "depth")
 CONFIGS = ("trainer/default", "data/rooms", "model/mobilenetv2")
@@ -80,6 +87,124 @@ def test_what_is_there_is_not_made_again_and_a_wrong_file_is_refused(runs, monke
     assert not found["onnx-fp32"].exists()
 
 
+TINY = {"backbone": "test_efficientnet", "weights": None, "output_stride": None, "head": "light", "head_width": 16}
+TINY_VIT = {"backbone": "test_vit", "weights": None, "img_size": [96, 128], "head": "light", "head_width": 16}
+
+
+def finished(runs, kind, network):
+    """What a run that cut whole units, and its dense one, leave: random weights, the four tasks of the benchmark."""
+    torch.manual_seed(0)
+    configs, settings = ("trainer/default", "data/rooms", f"model/{kind}"), {"model.init_args.network": network}
+    start = Cell((*configs, "pruning/dense"), settings)
+    options = {**settings, "pruning.tasks": list(TASKS)}
+    dense = Cell((*configs, "pruning/dense-longer"), options, start)
+    cell = Cell((*configs, "pruning/cut-channels"), options, start)
+    cli = parsed([*cell.argv(runs / "records", runs), "--trainer.enable_progress_bar=false", "--trainer.logger=false"])
+    whole, losses, data = cli.model.network.eval(), cli.model.losses, cli.datamodule
+    batch = data.score_batches(1, 2)[0]
+    meta = export.metadata([t for t in data.tasks if t.name in TASKS], data.mean, data.std, (96, 128))
+    checkpoint.save(keep_tasks(whole, TASKS, batch), runs / dense.id / "compact", metadata=meta)
+    scores = Magnitude()(whole, [batch], losses, list(TASKS))
+    mask = make_unit_mask(whole, scores, batch, losses, list(TASKS), budget=MACs(0.5))
+    apply_mask(whole, mask)
+    checkpoint.save(compact(whole, TASKS, mask, batch), runs / cell.id / "compact", metadata=meta)
+    torch.save({"state_dict": cli.model.state_dict(), "record": cell.id}, runs / cell.id / "last.ckpt")
+    return dense, cell
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A folder of runs; few calls are timed, and there are no ExecuTorch programs, which need an extra."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(delivery, "TIMING", {"threads": 1, "repeats": 4, "rounds": 2, "warmup": 1})
+    real, same = delivery.files, delivery._same
+    monkeypatch.setattr(delivery, "export_executorch", lambda network, to, *a, **k: to.write_bytes(b""))
+    monkeypatch.setattr(delivery, "_same", lambda path, *a: None if path.suffix == ".pte" else same(path, *a))
+    monkeypatch.setattr(delivery, "files", lambda *a: {n: p for n, p in real(*a).items() if not n.startswith("pte")})
+    return tmp_path
+
+
+def test_a_masked_model_has_the_dense_shape_and_the_compact_models_outputs(quick):
+    dense, cell = finished(quick, "mobilenetv2", TINY)
+    assert delivery.masked(cell, quick) == quick / cell.id / "masked/model"
+    masked, small = (checkpoint.load(quick / cell.id / n) for n in ("masked/model", "compact"))
+    whole = checkpoint.load(quick / dense.id / "compact")
+    assert [p.shape for p in masked.parameters()] == [p.shape for p in whole.parameters()]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in masked.parameters())
+    image = Rooms(tasks=TASKS).score_batches(1, 2)[0]["image"]
+    for task, out in small(image).items():
+        torch.testing.assert_close(out, masked(image)[task], rtol=1e-3, atol=1e-4)
+    (quick / cell.id / "last.ckpt").unlink()
+    assert delivery.masked(cell, quick).is_dir(), "made once"
+
+
+@pytest.mark.slow
+def test_dense_masked_and_compact_are_timed_side_by_side(quick):
+    dense, cell = finished(quick, "mobilenetv2", TINY)
+    found = deliver(cell, dense, quick, int8=False, beside=True)
+    assert set(found.beside) == {"dense", "masked"}
+    assert all(f.latency_ratio == 1 for f in found.beside["dense"])
+    assert [f.runtime for f in found.beside["masked"]] == [f.runtime for f in found.forms]
+    by = {side: {f.runtime: f.bytes for f in forms} for side, forms in found.beside.items()}
+    mine = {f.runtime: f.bytes for f in found.forms}
+    assert by["masked"]["ONNX Runtime"] == pytest.approx(by["dense"]["ONNX Runtime"], rel=0.01)
+    assert mine["ONNX Runtime"] < 0.9 * by["masked"]["ONNX Runtime"]
+    assert delivery.read(found.write(quick / "out")) == found
+    assert not deliver(cell, dense, quick, int8=False).beside
+
+
+def test_weights_that_are_not_those_of_the_compact_model_are_refused(quick):
+    _, cell = finished(quick, "mobilenetv2", TINY)
+    path = quick / cell.id / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["state_dict"] = {n: t + 0.1 if t.is_floating_point() else t for n, t in state["state_dict"].items()}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="differs by"):
+        delivery.masked(cell, quick)
+    assert (quick / cell.id / "compact").is_dir()
+    path.unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        delivery.masked(cell, quick)
+
+
+@pytest.mark.slow
+def test_a_vit_cut_by_heads_is_delivered_in_int8_too(quick):
+    dense, cell = finished(quick, "small_vit", TINY_VIT)
+    small, whole = (checkpoint.load(quick / one.id / "compact") for one in (cell, dense))
+    heads = [[m.num_heads for _, m in plain_attention(network)] for network in (small, whole)]
+    assert sum(heads[0]) < sum(heads[1]), "heads have gone"
+    found = deliver(cell, dense, quick, int8=True, beside=True)
+    forms = {(f.runtime, f.precision): f for f in found.forms}
+    assert set(forms) == {("PyTorch", "fp32"), ("ONNX Runtime", "fp32"), ("ONNX Runtime", "int8")}
+    int8 = forms["ONNX Runtime", "int8"]
+    assert {k.split("/")[0] for k in int8.metrics} == set(TASKS)
+    assert int8.bytes < 0.6 * forms["ONNX Runtime", "fp32"].bytes, "a network this small is half graph"
+
+
+@pytest.mark.slow
+def test_a_vit_cut_by_heads_is_an_executorch_program_in_both_precisions(tmp_path, monkeypatch):
+    pytest.importorskip("executorch.runtime")
+    monkeypatch.setattr(delivery, "TIMING", {"threads": 1, "repeats": 4, "rounds": 2, "warmup": 1})
+    dense, cell = finished(tmp_path, "small_vit", TINY_VIT)
+    found = deliver(cell, dense, tmp_path, int8=True, beside=True)
+    forms = {f.precision: f for f in found.forms if f.runtime == "ExecuTorch"}
+    assert forms["int8"].bytes < 0.6 * forms["fp32"].bytes and forms["int8"].metrics
+    assert {f.runtime for f in found.beside["masked"]} == {"PyTorch", "ONNX Runtime", "ExecuTorch"}
+
+
+def test_one_cell_a_dense_model_is_timed_masked_too():
+    start = [Cell((*CONFIGS, "pruning/dense"), {"seed_everything": s}) for s in (1, 2)]
+
+    def row(method, latency, tasks):
+        options = {"pruning.tasks": list(tasks), "pruning.budget.init_args.target": latency}
+        runs = [(Cell((*CONFIGS, f"pruning/{method}"), {**options, "seed_everything": s.seed}, s),) for s in start]
+        return Row(method, tuple(runs), {"latency": latency})
+
+    some = [("cut-channels", 0.75), ("cut-channels", 0.5), ("group-norm", 0.5)]
+    rows = [row(*kind, tasks) for tasks in (TASKS, ("seg", "normal", "depth")) for kind in some]
+    assert delivery.shown(Grid("edge", "Edge", tuple(rows))) == [rows[1].runs[0][0]]
+
+
 def test_a_run_without_a_model_is_named(tmp_path):
     dense, cut = cells()
     with pytest.raises(ValueError, match=f"no compact model of {cut.id.replace('+', '.')}"):
@@ -92,7 +217,7 @@ def test_the_command_measures_what_has_no_delivery(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(delivery, "GRIDS", {"edge": lambda: grid})
     asked = []
 
-    def stub(cell, reference, runs, int8):
+    def stub(cell, reference, runs, int8, beside):
         if cell.method == "cut-channels":
             raise ValueError("its file is damaged")
         asked.append((cell.id, reference.id, int8))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cut.records import machine
-from experiments import delivery, devices, edge, figures, plots
+from experiments import delivery, devices, edge, figures, plots, tables
 from experiments.delivery import Delivery, Form
 from experiments.grid import Grid, Row
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
@@ -222,6 +222,46 @@ def test_what_is_cut_by_weights_is_told_by_its_aim_with_or_without_records(monke
         rows = [[c.text for c in line] for body in bodies for line in body]
         assert [r[0] for r in rows if "weights" in r[0]] == ["cut (70% of weights)", "cut (90% of weights)"]
         assert len(rows) == len(grid.rows), "a line per row of the table"
+
+
+def test_the_forms_of_a_model_stand_side_by_side(monkeypatch, tmp_path):
+    grid, _, deliveries = whole(monkeypatch)
+    assert "Not measured yet" in devices.side_by_side(grid, deliveries)
+    cells = delivery.shown(grid)
+    assert [c.configs[2] for c in cells] == [f"model/{m}" for m in edge.MODELS]
+    for one in cells:
+        runtimes = ("ONNX Runtime", "ExecuTorch", "PyTorch")
+        sides = {
+            name: tuple(form(r, latency=9.0 * share, share=share) for r in runtimes)
+            for name, share in {"dense": 1.0, "masked": 1.04}.items()
+        }
+        forms = (*(form(r, latency=4.5, share=0.52) for r in runtimes), form(precision="int8", latency=3.0))
+        deliveries[one.id] = dataclasses.replace(deliveries[one.id], forms=forms, beside=sides)
+    text = devices.side_by_side(grid, deliveries)
+    rows = [[c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if "| dense |" in x or "ed |" in x]
+    rows += [[c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if "| compact |" in x]
+    assert len(rows) == 3 * len(edge.MODELS)
+    for _, side, *numbers in rows:
+        ms, share = {"dense": ("9.0", "1.00"), "masked": ("9.4", "1.04"), "compact": ("4.5", "0.52")}[side]
+        assert numbers == [ms, share] * 3 + ["2.00"]
+    told = tables.page(grid, "a\n<!-- table:beside -->\nold\n<!-- end -->\nb", tmp_path)
+    assert told == "a\n<!-- table:beside -->\nNot measured yet: `make table-edge` times these files.\n<!-- end -->\nb"
+    for one in cells:
+        deliveries[one.id].write(tmp_path)
+    assert text in tables.page(grid, told, tmp_path)
+
+
+def test_the_committed_page_is_that_of_the_deliveries():
+    text = (tables.ROOT / "docs/edge.md").read_text()
+    assert tables.page(edge.edge_grid(), text) == text
+
+
+def test_the_command_that_renders_the_table_renders_the_page_beside_it(monkeypatch, tmp_path):
+    grid, _, _ = small()
+    monkeypatch.setattr(tables, "GRIDS", {"edge": lambda: grid})
+    (tmp_path / "edge.md").write_text("<!-- table:beside -->\nold\n<!-- end -->")
+    assert tables.main(["--grid", "edge", "--records", str(tmp_path), "--out", str(tmp_path / "tables")]) == 0
+    assert "Not measured yet" in (tmp_path / "edge.md").read_text()
 
 
 def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):
