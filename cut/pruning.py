@@ -19,7 +19,7 @@ from cut.fusion import FallingVote, Fusion, Vote
 from cut.limits import OnlyUnits
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
-from cut.reconstruction import check_fittable, reconstruct
+from cut.reconstruction import check_fittable, reconstruct, unfittable
 from cut.regrowth import Regrowth
 from cut.rewinding import Rewind
 from cut.schedules import OneShot, Schedule
@@ -134,6 +134,8 @@ class Pruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module, the selection and the schedule, and select the tasks, before any work starts.
 
+        What depends on which task uses what is checked when there are pictures: :meth:`on_fit_start`.
+
         Raises:
             ValueError: If the module or the data cannot be pruned, or the selection or the schedule is wrong.
         """
@@ -155,8 +157,6 @@ class Pruning(Callback):
                     f"sparsity {budget.target} is out of reach: the floor needs {self.floor:g} of every layer; "
                     f"allowed: a floor up to {1 - budget.target:.4g}"
                 )
-            if self.reconstruct:
-                check_fittable(module.network)
             if not hasattr(getattr(trainer, "datamodule", None), "score_batches"):
                 raise ValueError("the data module has no score_batches(n) (see cut.data.base.MultiTaskData)")
         if self.voters is not None:
@@ -164,16 +164,27 @@ class Pruning(Callback):
         module.select(tasks)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With units: find them, so that a network which has none is refused before any training."""
-        if self.units is not None and self.budget is not None:
-            module: Any = pl_module
-            tasks = check_tasks(self.tasks if self.tasks is not None else list(module.losses), list(module.losses))
-            module.network.select(list(module.losses))
-            try:
-                first = self._batches(trainer, pl_module, 1, "units").first()
+        """See what belongs to the kept tasks, where that decides whether they can be cut: before any training.
+
+        Raises:
+            ValueError: With units: if there are none. With reconstruction: if a layer cannot be fitted.
+        """
+        module: Any = pl_module
+        # A layer that cannot be fitted may belong to a head that is dropped: then it need not be.
+        doubtful = self.reconstruct > 0 and unfittable(module.network) is not None
+        if self.budget is None or (self.units is None and not doubtful):
+            return
+        tasks = check_tasks(self.tasks if self.tasks is not None else list(module.losses), list(module.losses))
+        module.network.select(list(module.losses))
+        try:
+            first = self._batches(trainer, pl_module, 1, "what is cut").first()
+            if doubtful:
+                used = owners(module.network, first, module.losses, list(module.losses))
+                check_fittable(module.network, kept_parameters(module.network, used, tasks))
+            if self.units is not None:
                 self._plan = plan(module.network, first, module.losses, tasks)
-            finally:
-                module.network.select(tasks)
+        finally:
+            module.network.select(tasks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Apply a mask that came from a checkpoint."""

@@ -7,7 +7,7 @@ already, the target is the dense layer's output. Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,36 @@ POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
 LINEAR = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward)
 
 
-def check_fittable(network: nn.Module) -> None:
+def unfittable(network: nn.Module, names: Collection[str] | None = None) -> str | None:
+    """Name and kind of the first layer whose output is not its input times its weight; None if there is none.
+
+    Args:
+        network: The network.
+        names: Parameters, of which the weights are to be fitted; None = all. Those of a dropped head are not.
+    """
+    fitted = {id(p) for n, p in prunable(network).items() if names is None or n in names}
+    for path, module in network.named_modules():
+        wanted = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) in fitted
+        if wanted and type(module).forward not in LINEAR:
+            return f"{path!r}, a {type(module).__name__}"
+    return None
+
+
+def check_fittable(network: nn.Module, names: Collection[str] | None = None) -> None:
     """Refuse a network with layers whose output is not their input times their weight.
 
+    Args:
+        network: The network.
+        names: As for :func:`unfittable`.
+
     Raises:
-        ValueError: If there is one, such as a weight-standardised convolution.
+        ValueError: If there is such a layer, as a weight-standardised convolution is.
     """
-    names = {id(p) for p in prunable(network).values()}
-    for path, module in network.named_modules():
-        wanted = isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) in names
-        if wanted and type(module).forward not in LINEAR:
-            raise ValueError(
-                f"the weights of {path!r}, a {type(module).__name__}, cannot be fitted (reconstruct); "
-                "allowed: Conv2d, Conv2dSame and Linear layers"
-            )
+    stop = unfittable(network, names)
+    if stop is not None:
+        raise ValueError(
+            f"the weights of {stop}, cannot be fitted (reconstruct); allowed: Conv2d, Conv2dSame and Linear layers"
+        )
 
 
 def _padded(layer: Any, x: Tensor) -> Tensor:
@@ -238,7 +254,7 @@ def reconstruct(
     Raises:
         ValueError: If there are no batches, ``ridge`` is negative, or a layer cannot be fitted.
     """
-    check_fittable(network)
+    check_fittable(network, mask)
     if ridge < 0:
         raise ValueError(f"ridge {ridge}; allowed: at least 0")
     pictures = [(inputs or network_input)(b) for b in batches]

@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d
 from torch import nn
 
+from cut.budget import Sparsity
 from cut.decomposition import prunable
+from cut.limits import MACs
 from cut.masks import apply_mask
+from cut.pruning import Pruning
 from cut.reconstruction import fit, fit_large, reconstruct
+from tests.test_pruning import build
+from tests.test_pruning import fit as train
 from tests.test_structured import FAST, SLOW, network_of
 
 
@@ -124,6 +129,46 @@ def test_a_layer_that_does_more_than_multiply_is_refused_by_name():
     mask = {f"{i}.weight": torch.ones_like(network[i].weight, dtype=torch.bool) for i in range(2)}
     with pytest.raises(ValueError, match=r"'1', a ScaledStdConv2d.*allowed: Conv2d, Conv2dSame and Linear"):
         reconstruct(network, copy.deepcopy(network), mask, batches())
+
+
+def test_a_layer_that_is_not_in_the_mask_need_not_be_fitted():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), ScaledStdConv2d(4, 4, 3, padding=1))
+    before = network[1].weight.detach().clone()
+    mask = {"0.weight": torch.tensor([True, True, False]).expand(4, 3).reshape(4, 3, 1, 1)}
+    dense = copy.deepcopy(network)
+    apply_mask(network, mask)
+    start = network[0].weight.detach().clone()
+    reconstruct(network, dense, mask, batches())
+    assert torch.equal(network[1].weight, before) and not torch.equal(network[0].weight, start)
+
+
+def standardised(task):
+    """A model whose head of one task has a weight-standardised convolution, and data."""
+    model, data = build()
+    join = model.network.heads[task].join
+    last = max(i for i, m in enumerate(join) if isinstance(m, nn.Conv2d))
+    join[last] = ScaledStdConv2d(join[last].in_channels, join[last].out_channels, 1)
+    return model, data, f"heads.{task}.join.{last}"
+
+
+@pytest.mark.parametrize("budget", [Sparsity(0.6), MACs(0.6)], ids=["weights", "channels"])
+def test_under_the_callback_the_heads_that_are_kept_must_be_fittable_and_no_others(budget, tmp_path):
+    def pruning():
+        units = "channels" if isinstance(budget, MACs) else "weights"
+        return Pruning(budget, ["seg", "depth"], batches=2, reconstruct=1, units=units)
+
+    model, data, path = standardised("normal")
+    cut = pruning()
+    train(model, data, [cut], tmp_path, 1)
+    assert cut.mask and not any(n.startswith("heads.normal") for n in cut.mask)
+    assert model.network.active == ["seg", "depth"]
+
+    model, data, path = standardised("depth")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"{path}', a ScaledStdConv2d.* allowed: Conv2d"):
+        train(model, data, [pruning()], tmp_path, 1)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items()), "before any training"
+    assert model.network.active == ["seg", "depth"]
 
 
 def test_cut_weights_stay_zero_and_the_outputs_come_closer():
