@@ -50,7 +50,7 @@ PYTEST = $(PY) -m pytest --numprocesses $(TESTERS) --maxprocesses 8 --dist loadf
 test: lint ## Lint, types and the fast tests
 	$(PYTEST)
 
-test-all: $(VENV)/.docs lint ## make test and the slow tests: commands of the docs, notebooks, browser (an hour)
+test-all: $(VENV)/.docs $(VENV)/.ray lint ## make test and the slow tests: commands of the docs, notebooks, browser (an hour)
 	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
@@ -114,6 +114,10 @@ results: $(STAMP) ## Render docs/results.md and docs/newtask.md from their templ
 
 $(VENV)/.docs: $(STAMP)
 	$(PY) -m pip install --progress-bar off -e ".[docs]"
+	touch $@
+
+$(VENV)/.ray: $(STAMP)
+	$(PY) -m pip install --progress-bar off -e ".[ray]"
 	touch $@
 
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cut.files import write_atomically
-from experiments.grid import Grid
+from experiments.grid import Grid, Row
 from experiments.results import Records, collect, is_dense, levels, tidy, union, variants
 from experiments.typeset import Table, Text, latex, markdown
 
@@ -175,8 +175,18 @@ def _keys(grid: Grid, frame: pd.DataFrame) -> tuple[list[str], list[tuple[object
     return identity, [tuple(line) for line in told.to_numpy().tolist()]
 
 
+def _reached(row: Row, achieved: float) -> str:
+    """The sparsity that a row came to, where its rule has no target and the column's heading only says about what."""
+    cells = [c for run in row.runs for c in run]
+    free = row.level is not None and all(c.target is None and not is_dense(c) for c in cells)
+    return f" (at {number(100 * achieved, 1)} %)" if free and not math.isnan(achieved) else ""
+
+
 def overview(grid: Grid, frame: pd.DataFrame) -> Table:
-    """Delta_m ± std: a row per method and variant, a column per sparsity level, or per value of ``grid.across``."""
+    """Delta_m ± std: a row per method and variant, a column per sparsity level, or per value of ``grid.across``.
+
+    A rule whose sparsity is what comes out says what came out.
+    """
     at, columns = _columns(grid, frame)
     identity, keys = _keys(grid, frame)
     shown: dict[int, Text] = {}
@@ -188,6 +198,7 @@ def overview(grid: Grid, frame: pd.DataFrame) -> Table:
     lines: dict[tuple[object, ...], list[Text]] = {}
     for i, key in enumerate(keys):
         text, found = shown[i], int(frame["seeds"].iloc[i])
+        text = Text(text.text + _reached(grid.rows[i], float(frame["sparsity"].iloc[i])), text.bold)
         if 0 < found < len(grid.rows[i].runs):
             text = Text(f"{text.text} ({_seeds(grid, frame, i)} seeds)", text.bold)
         turn = 0  # rows that nothing but their achieved sparsity tells apart get lines of their own

@@ -168,7 +168,7 @@ def test_both_processes_cut_what_one_cuts(results):
         assert torch.equal(mask, two[1][name]), name
     differing = sum(int((m != two[0][n]).sum()) for n, m in one.items())
     total = sum(m.numel() for m in one.values())
-    assert differing <= 1e-4 * total  # float32 sums in another order may swap neighbours at the cut-off
+    assert differing <= 1e-5 * total  # float32 sums in another order may swap neighbours at the cut-off; here none
 
 
 def test_both_processes_end_with_the_same_weights(results):

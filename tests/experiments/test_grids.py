@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from cut.distillation import Distillation
 from cut.fusion import FallingVote, Ranking
 from cut.model import MultiTaskModel
 from cut.network import NetworkConfig
-from experiments import grids, recipe
+from experiments import edge, grids, recipe
 from experiments.cell import CONFIGS, Cell
 from experiments.grids import GRIDS
 from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, pruned, rate_of
+from experiments.results import tidy
 from experiments.run import CLI, _config, parsed
+from tests.experiments.grid_records import by_id, record
 
 ALL = {name: make() for name, make in GRIDS.items()}
 # The tables of the benchmark on Rooms; those of new tasks and other data have tests of their own.
@@ -88,7 +91,33 @@ def test_longer_training_starts_from_the_runs_own_dense_model(name):
     for start, cell in grid.longer.items():
         assert start in starts and cell.start.id == start and cell.method == "dense-longer" and cell.target is None
         others = [c for c in pruned_cells(name) if c.start.id == start and c.tasks == cell.tasks]
-        assert set(different([cell, *others])) <= {*CHANGED[name], "pruning.floor"}  # nothing is cut
+        assert set(different([cell, *others])) <= {*CHANGED[name], "pruning.floor", LR}  # nothing is cut
+
+
+@pytest.mark.parametrize("name", ["rooms", "recovery", "methods", "fusion", "subsets", "changes", "rates", "backbones"])
+def test_every_row_can_be_compared_with_longer_training(name):
+    """The longer model is there for each dense one, with at least the row's tasks."""
+    grid = ALL[name]
+    for cell in pruned_cells(name):
+        longer = grid.longer[cell.start.id]
+        assert set(cell.tasks) <= set(longer.tasks)
+        assert longer.config["trainer"]["max_epochs"] * grids.PART == 200
+    made = by_id(
+        *(record(c, {"seg/miou": 1.1} if c.id in {x.id for x in grid.longer.values()} else None) for c in grid.cells())
+    )
+    if name not in ("rates", "changes"):  # of validation, which these records have not
+        found = tidy(replace(grid, by_task=False), made)["delta_m_vs_longer"]  # these records have no latencies
+        assert found.notna().all() and (found <= 0).all()
+
+
+def test_the_references_rule_stands_at_both_sparsities_with_a_ratio_of_its_own():
+    rows = [r for r in ALL["methods"].rows if r.method == "cut-reference"]
+    assert [r.level for r in rows] == [0.7, 0.9]
+    for row in rows:
+        budget = row.runs[0][0].config["pruning"]["budget"]
+        assert budget["class_path"] == "cut.budget.KeepRatio" and row.runs[0][0].target is None
+        assert budget["init_args"] == {"ratio": grids.KEEP_RATIO[row.level], "votes": 2}
+    assert grids.KEEP_RATIO[0.7] > grids.KEEP_RATIO[0.9]
 
 
 def test_the_same_run_is_shared_by_tables():
@@ -292,6 +321,21 @@ def test_what_varies_a_method_is_a_method_without_runs_of_its_own_in_the_rates_g
     chosen = {r.method for r in ALL["rates"].rows}
     assert set(VARIES) <= names and set(VARIES.values()) <= chosen and not set(VARIES) & chosen
     assert set(VARIES) | chosen | {"dense"} == names
+
+
+# Configs that stand in no grid, and why.
+IN_NO_GRID = {
+    "cut-channels-weights": "an example of two budgets in one cut: neither a sparsity nor a latency is its own",
+}
+
+
+def test_every_config_stands_in_a_grid_or_says_why_not():
+    """A method without a row is one that nobody has compared."""
+    names = {p.stem for p in (CONFIGS / "pruning").glob("*.yaml")}
+    used = {n.removeprefix("pruning/") for c in CELLS.values() for n in c.configs if n.startswith("pruning/")}
+    used |= set(grids.SAME)  # shown by the run of the rule that they are
+    used |= {m for _, _, m in edge.wanted()} & names  # cells of the grid edge as soon as their shapes are measured
+    assert names - used == set(IN_NO_GRID)
 
 
 # Budgets and schedules that can be met.

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments import grids, render, tables
+from experiments.cell import Cell
 from experiments.grid import Grid, Row
 from experiments.render import Column, best, caption, details, number, overview
 from experiments.results import tidy
@@ -34,6 +35,25 @@ def made(changes):
 
 # Of three tasks one changes, by 3 and 9, 12 and 18, ... percent.
 CHANGES = {("cut", 0.5): (1.03, 1.09), ("disparse", 0.5): (1.12, 1.18), ("cut", 0.9): (1.03, 1.09)}
+
+
+def free(level=0.9, seed=1):
+    """A row of a rule that has no target, under a level of the table."""
+    budget = {"class_path": "cut.budget.KeepRatio", "init_args": {"ratio": 0.1}}
+    options = {"pruning.tasks": ["seg", "normal", "depth"], "pruning.budget": budget, "seed_everything": seed}
+    of = Cell(("data/rooms", "model/mobilenetv2", "pruning/cut-reference"), options, dense_cell(seed))
+    return Row("cut-reference", ((of,),), level=level)
+
+
+def test_a_rule_whose_sparsity_is_what_comes_out_says_what_came_out():
+    of = Grid("rooms", "Rooms", (DENSE, row("cut", 0.9), free()))
+    (cell_of,) = of.rows[-1].runs[0]
+    runs = made({("cut", 0.9): (1.03, 1.09)}) | by_id(record(cell_of, {"depth/rel": 1.3}, sparsity={"kept": 0.9077}))
+    lines = {r[0].text: [c.text for c in r[1:]] for r in overview(of, tidy(of, runs)).body}
+    assert lines["cut-reference"] == ["-", "-10.00 (at 90.8 %)"]
+    assert lines["cut"] == ["-", "-2.00 ± 1.41"] and "at" not in lines["dense"][0]
+    missing = overview(of, tidy(of, {})).body[-1]
+    assert [c.text for c in missing] == ["cut-reference", "-", "missing"]
 
 
 @pytest.mark.parametrize(
