@@ -179,6 +179,9 @@ def test_a_vit_cut_by_heads_is_delivered_in_int8_too(quick):
     int8 = forms["ONNX Runtime", "int8"]
     assert {k.split("/")[0] for k in int8.metrics} == set(TASKS)
     assert int8.bytes < 0.6 * forms["ONNX Runtime", "fp32"].bytes, "a network this small is half graph"
+    image = Rooms(tasks=TASKS).score_batches(1, 4)[0]["image"]
+    for task, worst in export.parity(quick / cell.id / "int8.onnx", small, [image]).items():
+        assert worst < 0.1 * small(image)[task].abs().max(), task
 
 
 @pytest.mark.slow
