@@ -80,7 +80,7 @@ table-edge: $(if $(filter 0,$(RUN)),$(STAMP),$(VENV)/.executorch) # dense models
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --only dense-seg --models --workers $(WORKERS))
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.shapes)
 	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.sweep edge --models --workers $(WORKERS))
-	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.delivery edge)
+	$(if $(filter 0,$(RUN)),,$(PY) -m experiments.delivery edge --workers $(WORKERS))
 	$(PY) -m experiments.tables --grid edge
 
 table-newtask: $(STAMP) # Rooms with each task left out in turn, and new label groups

@@ -10,9 +10,12 @@ on the test set. One JSON per run in ``experiments/records/delivery``. A run wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ FOLDER = ROOT / "experiments/records/delivery"
 CALIBRATION = 16  # training pictures
 TIMING: dict[str, Any] = {"threads": 1, "repeats": 60, "rounds": 6}
 SHOWN = ("cut-channels", 0.5)  # method and latency of the models that are timed masked too
+Job = tuple[Cell, Cell, Path, bool, bool]  # as :func:`made` takes it
 SAME = 1e-3  # an exported file's outputs differ from PyTorch's by no more than this, relative to the largest
 
 
@@ -210,6 +214,48 @@ def _same(path: Path, network: torch.nn.Module, image: torch.Tensor) -> None:
         raise ValueError(f"{path}: output {task!r} differs by {worst[task]:.1e} of its largest value; allowed: {SAME}")
 
 
+def pictures(cell: Cell) -> MultiTaskData:
+    """What a cell's files are calibrated and judged on."""
+    return Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
+
+
+def made(
+    cell: Cell, reference: Cell, runs: Path, int8: bool, beside: bool
+) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
+    """Make the files that :func:`deliver` times, as far as they are not there: the model's, and others' by form.
+
+    Raises:
+        ValueError: If a model is not there, or a file differs from its model.
+    """
+    for one in (cell, reference):
+        if not (runs / one.id / "compact").is_dir():
+            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --models")
+    data = pictures(cell)
+    mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
+    others: dict[str, dict[str, Path]] = {}
+    if cell.id != reference.id:
+        others["dense"] = files(runs / reference.id / "compact", cell.tasks, data, False)
+    if beside:
+        others["masked"] = files(masked(cell, runs), cell.tasks, data, False)
+    return mine, others
+
+
+def _ahead(job: Job) -> None:
+    """Make one job's files; what goes wrong is told when it is delivered."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(ValueError):
+        made(*job)
+
+
+def ahead(jobs: Sequence[Job], workers: int) -> None:
+    """Make the files of many jobs side by side, before any is timed; dense models first, which the others share."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool, Progress() as bar:
+        task = bar.add_task("files", total=len(jobs))
+        for dense in (True, False):
+            for _ in pool.map(_ahead, [job for job in jobs if (job[0].id == job[1].id) == dense]):
+                bar.advance(task)
+
+
 def deliver(
     cell: Cell, reference: Cell, runs: Path, int8: bool, beside: bool = False, progress: bool = False
 ) -> Delivery:
@@ -226,18 +272,10 @@ def deliver(
     Raises:
         ValueError: If a model is not there, or a file differs from its model.
     """
-    for one in (cell, reference):
-        if not (runs / one.id / "compact").is_dir():
-            raise ValueError(f"no compact model of {one.id} in {runs}: run the sweep with --models")
-    data = Rooms(tasks=cell.tasks, seed=cell.seed, batch_size=16)
-    mine = files(runs / cell.id / "compact", cell.tasks, data, int8)
-    others: dict[str, dict[str, Path]] = {}
-    if cell.id != reference.id:
-        others["dense"] = files(runs / reference.id / "compact", cell.tasks, data, False)
-    if beside:
-        others["masked"] = files(masked(cell, runs), cell.tasks, data, False)
+    data = pictures(cell)
+    mine, others = made(cell, reference, runs, int8, beside)
     size = list(data.score_batches(1, 1)[0]["image"].shape[-2:])
-    together = {**mine, **{f"{form}-{name}": path for form, made in others.items() for name, path in made.items()}}
+    together = {**mine, **{f"{form}-{name}": path for form, paths in others.items() for name, path in paths.items()}}
     timed = compare(together, size=size, progress=progress, **TIMING)
 
     def told(name: str, metrics: Mapping[str, float]) -> Form:
@@ -249,7 +287,7 @@ def deliver(
         for n, p in mine.items()
     }
     forms = tuple(told(name, metrics) for name, metrics in judged.items())
-    sides = {form: tuple(told(f"{form}-{name}", {}) for name in made) for form, made in others.items() if beside}
+    sides = {form: tuple(told(f"{form}-{name}", {}) for name in paths) for form, paths in others.items() if beside}
     return Delivery(cell.id, reference.id, forms, TIMING["threads"], timed["onnx-fp32"].load, machine(), sides)
 
 
@@ -282,26 +320,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["cut-channels", "cut-channels-plus", "dense-longer"],
         help="methods with int8 files",
     )
+    parser.add_argument("--workers", type=int, default=1, help="processes that make files; they are timed one by one")
     idleness.option(parser)
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
         raise ValueError(f"no grid {args.grid!r}; allowed: {', '.join(GRIDS)}")
+    if args.workers < 1:
+        raise ValueError(f"workers {args.workers}; allowed: at least 1")
     grid = GRIDS[args.grid]()
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
     todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
-    if todo and not args.busy:
+    beside, first = {c.id for c in shown(grid)}, min((c.seed for c in by_id.values()), default=0)
+    jobs = [(c, known[c.id], args.runs, c.method in args.int8 and c.seed == first, c.id in beside) for c in todo]
+    if args.workers > 1:
+        ahead(jobs, args.workers)
+    if jobs and not args.busy:
         idleness.wait()
-    left, beside = 0, {c.id for c in shown(grid)}
+    left = 0
     with Progress() as bar:
-        task = bar.add_task("delivery", total=len(todo))
-        for cell in todo:
-            bar.update(task, description=cell.id)
+        task = bar.add_task("delivery", total=len(jobs))
+        for job in jobs:
+            bar.update(task, description=job[0].id)
             try:
-                int8 = cell.method in args.int8 and cell.seed == min(c.seed for c in by_id.values())
-                deliver(cell, known[cell.id], args.runs, int8, cell.id in beside).write(args.out)
+                deliver(*job).write(args.out)
             except ValueError as error:
                 left += 1
-                bar.console.print(f"{cell.id}: {error}")
+                bar.console.print(f"{job[0].id}: {error}")
             bar.advance(task)
     return int(bool(left))
 

@@ -24,8 +24,8 @@ OURS = ("cut-channels", "cut-channels-plus")
 RIVALS = ("group-taylor", "group-norm")
 METHODS = (*OURS, *RIVALS)
 WIDTH = "width"
-# Methods that take the shares measured for another one: each mask of a search would be made in four rounds of scores
-# and least squares, minutes on a CPU. At 35 % of MobileNetV2's MACs (three tasks, seed 1) the two shapes differ, by a
+# Methods that take the shares measured for another one: a search would make each mask in four rounds of scores and
+# least squares, minutes on a CPU. At 35 % of MobileNetV2's MACs (three tasks, seed 1) the two shapes differ, by a
 # third more weights, but not in time, to 1 %; what finished models really take is measured for all.
 SHARES_OF = {"cut-channels-plus": "cut-channels"}
 ROUNDING = 8  # channels of every layer: what convolutions on a CPU are written for

@@ -179,6 +179,9 @@ def test_a_vit_cut_by_heads_is_delivered_in_int8_too(quick):
     int8 = forms["ONNX Runtime", "int8"]
     assert {k.split("/")[0] for k in int8.metrics} == set(TASKS)
     assert int8.bytes < 0.6 * forms["ONNX Runtime", "fp32"].bytes, "a network this small is half graph"
+    image = Rooms(tasks=TASKS).score_batches(1, 4)[0]["image"]
+    for task, worst in export.parity(quick / cell.id / "int8.onnx", small, [image]).items():
+        assert worst < 0.1 * small(image)[task].abs().max(), task
 
 
 @pytest.mark.slow
@@ -230,3 +233,13 @@ def test_the_command_measures_what_has_no_delivery(tmp_path, monkeypatch, capsys
     assert json.loads((tmp_path / "out" / f"{dense.id}.json").read_text())["reference"] == dense.id
     assert main(line) == 1 and len(asked) == 1, "measured once"
     assert main(["nonsense"]) == 2
+    assert main([*line, "--workers", "0"]) == 2 and "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_files_made_ahead_by_several_processes_are_those_that_are_timed(tmp_path):
+    """ExecuTorch, which needs an extra, comes second: without it the first file is there all the same."""
+    dense, cell = finished(tmp_path, "mobilenetv2", TINY)
+    nobody = cells()[1]
+    delivery.ahead([(cell, dense, tmp_path, False, False), (nobody, dense, tmp_path, False, False)], 2)
+    assert (tmp_path / cell.id / "compact.onnx").is_file() and not (tmp_path / nobody.id).exists()
