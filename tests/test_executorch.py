@@ -13,6 +13,7 @@ from cut.latency import compare
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.runtime import open_file
 from tests.small_networks import trained
+from tests.test_structured import halved_vit, relative
 
 TASKS = ["seg", "depth"]
 
@@ -95,6 +96,18 @@ def test_int8_is_smaller_and_close(program, int8, network, pictures, data):
     for task in TASKS:
         value = expected[task].numpy()
         assert np.abs(found[task] - value).mean() < 0.2 * value.std(), task
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_cut_by_heads_and_neurons(tmp_path):
+    pytest.importorskip("executorch", reason="needs the extra 'executorch'")
+    small, pictures, expected = halved_vit()
+    options = {"tasks": list(expected)}
+    before = export_executorch(small, tmp_path / "float.pte", pictures[0], **options)
+    export.check_parity(before.path, small, pictures, tolerance=1e-3)
+    after = export_executorch(small, tmp_path / "int8.pte", pictures[0], calibration=pictures, **options)
+    assert after.bytes < 0.75 * before.bytes
+    assert 0 < relative(open_file(after.path).run(pictures[0].numpy()), expected) < 0.3
 
 
 @pytest.mark.slow

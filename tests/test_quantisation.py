@@ -11,6 +11,7 @@ from cut.network import MultiTaskNet, NetworkConfig
 from cut.quantisation import has_vnni, quantise_onnx
 from cut.runtime import open_file
 from tests.small_networks import trained
+from tests.test_structured import halved_vit, relative
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -82,6 +83,23 @@ def test_outputs_are_close(int8, network, pictures):
     for task, value in expected.items():
         error = np.abs(outputs[task] - value.numpy()).mean() / value.numpy().std()
         assert error < 0.15, task
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_cut_by_heads_and_neurons(tmp_path):
+    """Whose weights are those of products of matrices: int8, too, by channel, in what is left of every block."""
+    small, pictures, expected = halved_vit()
+    before = export.export_onnx(small, tmp_path / "float.onnx", pictures[0][:1], tasks=list(expected))
+    export.check_parity(before.path, small, pictures)
+    after = quantise_onnx(before.path, tmp_path / "int8.onnx", pictures)
+    assert after.bytes < 0.6 * before.bytes
+    found = open_file(after.path).run(pictures[0].numpy())
+    assert 0 < relative(found, expected) < 0.15
+    tensors = [t for t in onnx.load(after.path).graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    shapes = [tuple(t.dims) for t in tensors if t.name.endswith("_quantized")]
+    for block in small.backbone.model.blocks:
+        for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            shapes.remove((layer.in_features, layer.out_features))
 
 
 def test_seven_bit_weights_for_cpus_that_overflow(file, int8, pictures, monkeypatch):

@@ -65,6 +65,30 @@ def halved(backbone):
 
 
 @torch.no_grad()
+def halved_vit():
+    """A vision transformer without half of its heads and neurons, batches of pictures, and its outputs for the first.
+
+    Its norms are fitted to the pictures, so that these matter to the outputs.
+    """
+    dense, small, x = halved("test_vit")
+    for old, new in zip(dense.backbone.model.blocks, small.backbone.model.blocks, strict=True):
+        assert new.attn.num_heads < old.attn.num_heads and new.mlp.fc1.out_features < old.mlp.fc1.out_features
+    g = torch.Generator().manual_seed(3)
+    pictures = [torch.randn(4, *x.shape[1:], generator=g) for _ in range(4)]
+    small.train()
+    for images in 10 * pictures:
+        small(images)
+    return small.eval(), pictures, small(pictures[0])
+
+
+def relative(found, want):
+    """The largest mean error of an output, as a share of what tells its pictures apart."""
+    return max(
+        float((torch.as_tensor(found[t]) - w).abs().mean() / (w - w.mean(0)).abs().mean()) for t, w in want.items()
+    )
+
+
+@torch.no_grad()
 def difference(got, want):
     return max(float((got[t] - want[t]).abs().max() / want[t].abs().max().clamp_min(1e-30)) for t in want)
 
