@@ -106,7 +106,7 @@ def test_every_row_can_be_compared_with_longer_training(name):
         *(record(c, {"seg/miou": 1.1} if c.id in {x.id for x in grid.longer.values()} else None) for c in grid.cells())
     )
     if name not in ("rates", "changes"):  # of validation, which these records have not
-        found = tidy(replace(grid, by_task=False), made)["delta_m_vs_longer"]  # these records have no latencies
+        found = tidy(replace(grid, by_latency=False), made)["delta_m_vs_longer"]  # these records have no latencies
         assert found.notna().all() and (found <= 0).all()
 
 
