@@ -163,7 +163,7 @@ def test_all_methods_of_one_seed_and_sparsity_have_one_recipe(name):
     for key, cells in groups.items():
         assert set(different(cells)) <= CHANGED[name], key
     starts = {(c.seed, c.start.id) for c in pruned_cells(name)}
-    models = {"backbones": len(grids.BACKBONES), "edge": None}.get(name, 1)
+    models = {"backbones": len(grids.BACKBONES), "channels": 2, "edge": None}.get(name, 1)
     if models is None:
         models = len({c.start.configs[2] for c in pruned_cells(name)})
         starts = {s for s in starts if s[0] == 1}
