@@ -92,14 +92,15 @@ def test_a_vision_transformer_cut_by_heads_and_neurons(tmp_path):
     before = export.export_onnx(small, tmp_path / "float.onnx", pictures[0][:1], tasks=list(expected))
     export.check_parity(before.path, small, pictures)
     after = quantise_onnx(before.path, tmp_path / "int8.onnx", pictures)
-    assert after.bytes < 0.6 * before.bytes
     found = open_file(after.path).run(pictures[0].numpy())
     assert 0 < relative(found, expected) < 0.15
     tensors = [t for t in onnx.load(after.path).graph.initializer if t.data_type == onnx.TensorProto.INT8]
     shapes = [tuple(t.dims) for t in tensors if t.name.endswith("_quantized")]
-    for block in small.backbone.model.blocks:
-        for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            shapes.remove((layer.in_features, layer.out_features))
+    layers = [m for b in small.backbone.model.blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
+    for layer in layers:
+        shapes.remove((layer.in_features, layer.out_features))
+    weights = sum(layer.weight.numel() for layer in layers)
+    assert before.bytes - after.bytes > 2 * weights, "three bytes of each are saved; nodes that are added take some"
 
 
 def test_seven_bit_weights_for_cpus_that_overflow(file, int8, pictures, monkeypatch):
