@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import curves, devices, render
+from experiments import curves, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.refusal import refusing
@@ -113,7 +113,11 @@ def write(grid: Grid, records: Path, out: Path) -> list[Path]:
     """Write a grid's pages, by file or by step where its rows are told so; see :func:`experiments.render.write`."""
     if grid.by_step:
         return curves.write(grid, records, out)
-    return (devices if grid.by_file else render).write(grid, records, out)
+    if grid.by_file:
+        from experiments import devices  # reads what is delivered, and needs PyTorch for it
+
+        return devices.write(grid, records, out)
+    return render.write(grid, records, out)
 
 
 def _demo(folder: Path, out: Path) -> None:
