@@ -11,19 +11,45 @@ The functional core, on any ``nn.Module`` whose forward returns ``{task: Tensor}
 Whole channels, to a latency: ``mask, found = cut.prune_to_latency(model, batches, losses, ["seg"], "0.5x")``.
 """
 
-from cut.budget import KeepRatio, Parameters, Sparsity
-from cut.checkpoint import load, save
-from cut.compact import compact
-from cut.decomposition import owners, prunable
-from cut.export import export_onnx
-from cut.fusion import Max, Mean, Vote, Weighted
-from cut.library import Library
-from cut.limits import Bytes, MACs, Together
-from cut.masks import apply_mask, component_sparsity, make_mask, overlap, prune, sparsity
-from cut.neighbours import SimilarTasks, newtask
-from cut.scores import Magnitude, Random, Sensitivity, sensitivity
-from cut.speed import prune_to_latency
-from cut.structured import Channels, make_unit_mask
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cut.names import (
+        Bytes,
+        Channels,
+        KeepRatio,
+        Library,
+        MACs,
+        Magnitude,
+        Max,
+        Mean,
+        Parameters,
+        Random,
+        Sensitivity,
+        SimilarTasks,
+        Sparsity,
+        Together,
+        Vote,
+        Weighted,
+        apply_mask,
+        compact,
+        component_sparsity,
+        export_onnx,
+        load,
+        make_mask,
+        make_unit_mask,
+        newtask,
+        overlap,
+        owners,
+        prunable,
+        prune,
+        prune_to_latency,
+        save,
+        sensitivity,
+        sparsity,
+    )
 
 __all__ = [
     "Bytes",
@@ -59,3 +85,25 @@ __all__ = [
     "sensitivity",
     "sparsity",
 ]
+
+
+class _Package(ModuleType):
+    """The package; whoever only reads records through it need not wait for PyTorch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from cut import names
+
+        return getattr(names, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set, but for a module that is called as a name is: importing ``cut.compact`` leaves the function there."""
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

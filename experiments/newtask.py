@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cut.data.labelgroups import groups
-from cut.data.rooms import TASKS
 from experiments.cell import Cell
 from experiments.grid import Grid, Row
 from experiments.recipe import FIRST_RATE, FLOOR, RATE, dense, floor, following, proportional
 
+TASKS = ("seg", "normal", "depth", "edge", "keypoint", "scene")  # of Rooms, as it lists them
 FOLDER = "newtask"
 SEEDS = (1, 2)
 UNPRUNED, SIMILAR, RANDOM, ALL = "unpruned", "similar-tasks", "similar-tasks-random", "similar-tasks-all"
@@ -73,6 +72,8 @@ def base(new: str, seed: int) -> Cell:
 
 def group_base(model: str, seed: int) -> Cell:
     """The dense model of all classes of the library's label groups, with the library."""
+    from cut.data.labelgroups import groups
+
     name = groups().base.name
     configs = ("trainer/default", "data/labelgroups", f"model/{model}", "pruning/dense", "logger/none", "recipe/groups")
     return Cell(
@@ -184,6 +185,8 @@ def newtask_grid() -> Grid:
 
 def groups_grid() -> Grid:
     """Label groups: what measures of similarity are worth where tasks are many."""
+    from cut.data.labelgroups import groups  # other tables need not wait for PyTorch
+
     new = [g.name for g in groups().unseen]
     rows: list[Row] = []
     for model in MODELS:

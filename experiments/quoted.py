@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cut import tasks
-from cut.metrics import delta_m
+from cut.delta import delta_m
 from experiments import typeset
 
 FOLDER = Path(__file__).parent / "quoted"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from cut.delta import delta_m
 from cut.files import write_atomically
-from cut.metrics import delta_m
 from cut.records import Record, read
 from experiments.cell import CONFIGS
 from experiments.grid import Grid

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cut.metrics import delta_m
+from cut.delta import delta_m
 from cut.records import Record, read
 from experiments.cell import Cell
 from experiments.grid import Grid, Row

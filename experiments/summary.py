@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cut.metrics import delta_m
+from cut.delta import delta_m
 from cut.records import Record
 
 # The forms a row can describe: which of a record's costs belong to it.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import curves, delivery, devices, render
+from experiments import curves, render
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.refusal import refusing
@@ -113,12 +113,18 @@ def write(grid: Grid, records: Path, out: Path) -> list[Path]:
     """Write a grid's pages, by file or by step where its rows are told so; see :func:`experiments.render.write`."""
     if grid.by_step:
         return curves.write(grid, records, out)
-    return (devices if grid.by_file else render).write(grid, records, out)
+    if grid.by_file:
+        from experiments import devices  # reads what is delivered, and needs PyTorch for it
+
+        return devices.write(grid, records, out)
+    return render.write(grid, records, out)
 
 
-def page(grid: Grid, text: str, folder: Path = delivery.FOLDER) -> str:
+def page(grid: Grid, text: str, folder: Path | None = None) -> str:
     """The page of a grid that is told by file, with the table of its models' forms as the deliveries have them."""
-    return replaced(text, "beside", devices.side_by_side(grid, delivery.collect(grid, folder)))
+    from experiments import delivery, devices  # need PyTorch, which other tables do not
+
+    return replaced(text, "beside", devices.side_by_side(grid, delivery.collect(grid, folder or delivery.FOLDER)))
 
 
 def _demo(folder: Path, out: Path) -> None:

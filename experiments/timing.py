@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from cut import export
 from cut.records import Record, machine
 
 ROUNDS, WARMUP = 60, 5
@@ -28,6 +27,8 @@ def in_turns(paths: Mapping[str, Path], image: np.ndarray, rounds: int = ROUNDS)
     Returns:
         ``latency`` by name, as in a record's cost, and the machine.
     """
+    from cut import export
+
     opened = {name: export.session(path) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in paths}
     for i in track(range(WARMUP + rounds), "timing the exported models in turns", transient=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cut.metrics import delta_m
+from cut.delta import delta_m
 from cut.records import Record
 from experiments.report import views
 from experiments.report.table import Json, Source, axes, bottom, cell, column, coordinates, styles, told

@@ -1,0 +1,34 @@
+"""Names: what ``cut`` offers by itself; imported when the first of them is asked for."""
+
+from cut.budget import KeepRatio as KeepRatio
+from cut.budget import Parameters as Parameters
+from cut.budget import Sparsity as Sparsity
+from cut.checkpoint import load as load
+from cut.checkpoint import save as save
+from cut.compact import compact as compact
+from cut.decomposition import owners as owners
+from cut.decomposition import prunable as prunable
+from cut.export import export_onnx as export_onnx
+from cut.fusion import Max as Max
+from cut.fusion import Mean as Mean
+from cut.fusion import Vote as Vote
+from cut.fusion import Weighted as Weighted
+from cut.library import Library as Library
+from cut.limits import Bytes as Bytes
+from cut.limits import MACs as MACs
+from cut.limits import Together as Together
+from cut.masks import apply_mask as apply_mask
+from cut.masks import component_sparsity as component_sparsity
+from cut.masks import make_mask as make_mask
+from cut.masks import overlap as overlap
+from cut.masks import prune as prune
+from cut.masks import sparsity as sparsity
+from cut.neighbours import SimilarTasks as SimilarTasks
+from cut.neighbours import newtask as newtask
+from cut.scores import Magnitude as Magnitude
+from cut.scores import Random as Random
+from cut.scores import Sensitivity as Sensitivity
+from cut.scores import sensitivity as sensitivity
+from cut.speed import prune_to_latency as prune_to_latency
+from cut.structured import Channels as Channels
+from cut.structured import make_unit_mask as make_unit_mask
