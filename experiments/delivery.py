@@ -321,6 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="methods with int8 files",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that make files; they are timed one by one")
+    parser.add_argument("--every-seed", action="store_true", help="not only each row's first: shapes hardly differ")
     idleness.option(parser)
     args = parser.parse_args(argv)
     if args.grid not in GRIDS:
@@ -329,8 +330,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"workers {args.workers}; allowed: at least 1")
     grid = GRIDS[args.grid]()
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
-    todo = [by_id[name] for name in known if not (args.out / f"{name}.json").is_file()]
     beside, first = {c.id for c in shown(grid)}, min((c.seed for c in by_id.values()), default=0)
+    wanted = [by_id[name] for name in known if args.every_seed or by_id[name].seed == first]
+    todo = [c for c in wanted if not (args.out / f"{c.id}.json").is_file()]
     jobs = [(c, known[c.id], args.runs, c.method in args.int8 and c.seed == first, c.id in beside) for c in todo]
     if args.workers > 1:
         ahead(jobs, args.workers)

@@ -236,6 +236,18 @@ def test_the_command_measures_what_has_no_delivery(tmp_path, monkeypatch, capsys
     assert main([*line, "--workers", "0"]) == 2 and "at least 1" in capsys.readouterr().err
 
 
+def test_of_several_seeds_the_first_is_measured_unless_all_are_wanted(tmp_path, monkeypatch):
+    start = [Cell((*CONFIGS, "pruning/dense"), {"seed_everything": s}) for s in (1, 2)]
+    dense = [Cell((*CONFIGS, "pruning/dense-longer"), {"seed_everything": s.seed}, s) for s in start]
+    grid = Grid("edge", "Edge", (Row("dense-longer", tuple((c,) for c in dense)),))
+    monkeypatch.setattr(delivery, "GRIDS", {"edge": lambda: grid})
+    monkeypatch.setattr(delivery, "deliver", lambda c, r, *_: delivery.Delivery(c.id, r.id, (), 1, 0.0, {}))
+    line = ["edge", "--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--busy"]
+    assert main(line) == 0 and [p.stem for p in (tmp_path / "out").iterdir()] == [dense[0].id]
+    assert main([*line, "--every-seed"]) == 0
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == {c.id for c in dense}
+
+
 @pytest.mark.slow
 def test_files_made_ahead_by_several_processes_are_those_that_are_timed(tmp_path):
     """ExecuTorch, which needs an extra, comes second: without it the first file is there all the same."""
