@@ -15,6 +15,7 @@ from cut.files import write_atomically
 from cut.runtime import METADATA_KEY, muted
 
 _EXIR, _BACKEND = "executorch.exir", "executorch.backends.xnnpack"
+_FOLDING = f"{_EXIR}.passes.constant_prop_pass"
 _PARTITIONER = f"{_BACKEND}.partition.xnnpack_partitioner"
 _QUANTISER = (f"{_BACKEND}.quantizer.xnnpack_quantizer", "torchao.quantization.pt2e.quantize_pt2e")
 
@@ -56,7 +57,7 @@ def export_executorch(
         check_outputs(network, example[0], tasks)
         ordered = Ordered(network, tasks).eval()
         try:
-            program = torch.export.export(ordered, example)
+            program = _folded(torch.export.export(ordered, example))
             if calibration is not None:
                 program = torch.export.export(_int8(program.module(), calibration), example)
             buffer = _lowered(exir, program, facts)
@@ -64,6 +65,15 @@ def export_executorch(
             raise ValueError(f"the network cannot be exported to ExecuTorch: {str(error).splitlines()[0]}") from error
     write_atomically(Path(path), buffer)
     return Exported(Path(path), len(buffer))
+
+
+def _folded(program: Any) -> Any:
+    """The program with what depends on no input computed: for one, position embeddings resampled to the input's size.
+
+    The portable kernels lack the operators for that, and it would be done again for every picture.
+    """
+    (folding,) = needed("executorch", _FOLDING)
+    return folding.constant_prop_pass(program, custom_skip_targets={torch.ops.aten.full.default})
 
 
 def _lowered(exir: Any, program: Any, facts: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +28,6 @@ class PartialNorm(nn.LayerNorm):
         channels_first: Whether channels are the second dimension of four, else the last.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
         >>> norm = PartialNorm(2, full=4)
         >>> torch.allclose(norm(x[:, :2]), nn.LayerNorm(4)(x)[:, :2])
@@ -43,10 +43,12 @@ class PartialNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Of the input's shape: its channels as the whole norm gives them."""
         x = x.permute(0, 2, 3, 1) if self.channels_first else x
-        gone = (0, self.full - self.normalized_shape[0])
-        weight, bias = (None if p is None else F.pad(p, gone) for p in (self.weight, self.bias))
-        # Zeros, one norm, a slice: runtimes have a fast norm, and a formula would be many small operations.
-        x = F.layer_norm(F.pad(x, gone), (self.full,), weight, bias, self.eps)[..., : self.normalized_shape[0]]
+        gone = self.full - self.normalized_shape[0]
+        weight, bias = (None if p is None else F.pad(p, (0, gone)) for p in (self.weight, self.bias))
+        # Zeros, one norm, a slice: runtimes have a fast norm, and a formula would be many small operations. Zeros are
+        # joined, not padded: XNNPACK refuses a padding with int8 on one side only.
+        x = torch.cat([x, x.new_zeros((*x.shape[:-1], gone))], -1)
+        x = F.layer_norm(x, (self.full,), weight, bias, self.eps)[..., : self.normalized_shape[0]]
         return x.permute(0, 3, 1, 2) if self.channels_first else x
 
     def extra_repr(self) -> str:
