@@ -48,10 +48,12 @@ def _builder(name: str | None) -> Callable[[], Any] | None:
 
     module, _, function = name.partition(":")
     made = getattr(importlib.import_module(module), function)()
-    network = made[0] if isinstance(made, (tuple, list)) and made else made
-    return lambda: (network, made)[
-        0
-    ]  # made is kept: memory that is freed while the model runs would hide what it takes
+
+    def network() -> Any:
+        # All that was made stays as long as this does: freed while the model runs, it would hide what the model takes.
+        return made[0] if isinstance(made, (tuple, list)) and made else made
+
+    return network
 
 
 def _warm_imports(kind: str) -> None:
