@@ -43,6 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     VIT: {"data.init_args.tasks": list(VIT_TASKS), **FASTER},
     "resnet18": {"model.init_args.network.output_stride": 16, **FASTER},
 }
+# What CUT's runs have besides, found on validation (docs/tables/channels.md): summed, a weight of an embedding channel
+# counts so much more than a neuron's that the ViT's neurons all go first. Torch-Pruning's importances are means.
+REDUCE = "pruning.units.init_args.reduce"
+UNITS: dict[str, dict[str, Any]] = {VIT: {REDUCE: "per_mac"}}
 # What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
 FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}}
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
@@ -73,6 +77,7 @@ def selections(model: str) -> tuple[tuple[str, ...], ...]:
 def cut(method: str, share: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
     """A model cut by whole units until this share of the multiply-accumulates stays, and fine-tuned."""
     settings = {"pruning.budget.init_args.target": share, "pruning.rounding": ROUNDING, **SETTINGS.get(model, {})}
+    settings |= UNITS.get(model, {}) if method in OURS else {}
     return pruned(method, None, seed, tasks, start(model, seed), FIRST_RATE, model, settings)
 
 
@@ -137,7 +142,6 @@ def edge_grid() -> Grid:
     return Grid("edge", "Delta_m at equal latency", tuple(rows), against=against, note=note, by_file=True)
 
 
-REDUCE = "pruning.units.init_args.reduce"
 PER_LAYER = {"class_path": "cut.scores.PerLayer", "init_args": {"scorer": {"class_path": "cut.scores.Sensitivity"}}}
 # What was tried for a cut of channels, one change at a time on CUT: a config, and options on top.
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {

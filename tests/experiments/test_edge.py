@@ -1,6 +1,7 @@
 """The table of models cut to latencies: its cells, and how its rows are told by runtime and precision."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -91,6 +92,12 @@ def test_rivals_have_the_recipe_of_cut(grid):
         assert ours[part] == rival[part]
     for option in ("floor", "rounding", "batches", "tasks"):
         assert ours["pruning"].get(option) == rival["pruning"].get(option)
+
+
+def test_only_the_vits_units_are_reduced_otherwise_and_only_by_cut():
+    for model, method in itertools.product(edge.MODELS, edge.METHODS):
+        units = edge.cut(method, 0.5, model, edge.KEPT, 1).config["pruning"]["units"]["init_args"]
+        assert units["reduce"] == ("per_mac" if model == "vit_small" and method in edge.OURS else "sum")
 
 
 def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
