@@ -139,7 +139,8 @@ def edge_grid() -> Grid:
     note = "latency: the share of the dense model's that was aimed at, one picture, one thread, ONNX Runtime."
     if unknown:
         note += f" {unknown} shapes are not measured yet (python -m experiments.shapes)."
-    return Grid("edge", "Delta_m at equal latency", tuple(rows), against=against, note=note, by_file=True)
+    title = "Delta_m at equal latency"
+    return Grid("edge", title, tuple(rows), against=against, note=note, by_file=True, by_task=True)
 
 
 PER_LAYER = {"class_path": "cut.scores.PerLayer", "init_args": {"scorer": {"class_path": "cut.scores.Sensitivity"}}}

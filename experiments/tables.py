@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cut.files import write_atomically
 from cut.records import Record, read
-from experiments import curves, render
+from experiments import curves, render, results
 from experiments.grid import Grid
 from experiments.grids import GRIDS
 from experiments.refusal import refusing
@@ -120,11 +120,22 @@ def write(grid: Grid, records: Path, out: Path) -> list[Path]:
     return render.write(grid, records, out)
 
 
-def page(grid: Grid, text: str, folder: Path | None = None) -> str:
-    """The page of a grid that is told by file, with the table of its models' forms as the deliveries have them."""
-    from experiments import delivery, devices  # need PyTorch, which other tables do not
+def page(grid: Grid, text: str, records: Path, folder: Path | None = None) -> str:
+    """The page of a grid that is told by file: what its rows say to each other, and the forms of its models.
 
-    return replaced(text, "beside", devices.side_by_side(grid, delivery.collect(grid, folder or delivery.FOLDER)))
+    Args:
+        grid: The table.
+        text: The page as it was.
+        records: Folder of records.
+        folder: Of what was delivered; None = the committed one.
+    """
+    from experiments import delivery, devices, edge, targets  # need PyTorch, which other tables do not
+
+    found = delivery.collect(grid, folder or delivery.FOLDER)
+    files = devices.by_file(grid, results.collect(grid, records), found)
+    few, many = ("+".join(tasks) for tasks in edge.SELECTIONS)
+    said = targets.told(grid, files, edge.OURS, (*edge.RIVALS, edge.WIDTH), few, many)
+    return replaced(replaced(text, "targets", said), "beside", devices.side_by_side(grid, found))
 
 
 def _demo(folder: Path, out: Path) -> None:
@@ -147,10 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _demo(args.records or kept / "demo", args.out)
     elif args.grid in GRIDS:
         grid = GRIDS[args.grid]()
-        write(grid, args.records or kept / grid.folder, args.out)
+        folder = args.records or kept / grid.folder
+        write(grid, folder, args.out)
         own = args.out.parent / f"{grid.name}.md"
         if grid.by_file and own.is_file():
-            write_atomically(own, page(grid, own.read_text()))
+            write_atomically(own, page(grid, own.read_text(), folder))
     else:
         raise ValueError(f"no grid {args.grid!r}; there are: {', '.join(sorted(GRIDS)) or 'none'}")
     return 0

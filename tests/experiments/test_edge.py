@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cut.records import machine
-from experiments import delivery, devices, edge, figures, plots, tables
+from experiments import delivery, devices, edge, figures, plots, tables, targets
 from experiments.delivery import Delivery, Form
 from experiments.grid import Grid, Row
+from experiments.results import tidy
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
 
 SHARES = {
@@ -231,6 +232,71 @@ def test_what_is_cut_by_weights_is_told_by_its_aim_with_or_without_records(monke
         assert len(rows) == len(grid.rows), "a line per row of the table"
 
 
+PAGE = "a\n<!-- table:targets -->\nold\n<!-- end -->\n<!-- table:beside -->\nold\n<!-- end -->\nb"
+
+
+def judged(monkeypatch, without=()):
+    """The cells of both tables of targets, by their labels; without the records of some methods."""
+    grid, records, deliveries = whole(monkeypatch)
+    gone = {run[0].id for row in grid.rows for run in row.runs if row.method in without}
+    records = {k: v for k, v in records.items() if k not in gone}
+    found = targets.lines(grid, devices.by_file(grid, records, deliveries))
+    first = targets.against(found, edge.OURS, (*edge.RIVALS, edge.WIDTH))
+    second = targets.dropped(found, edge.OURS, "seg+depth", "seg+normal+depth")
+    return grid, records, deliveries, first, second
+
+
+def test_every_latency_is_judged_against_every_rival(monkeypatch):
+    grid, records, _, first, _ = judged(monkeypatch)
+    assert len(first.body) == 18  # three networks, two selections, three latencies
+    for name, aim, *cells in first.body:
+        *values, verdict = [c.text for c in cells]
+        numbers = dict(zip(first.head[2:-1], (float(v.split()[0]) for v in values), strict=True))
+        assert [m for m, c in zip(numbers, cells, strict=False) if c.bold] == ["cut-channels-plus"]
+        assert verdict == "cut-channels, cut-channels-plus"
+        assert sorted(numbers, key=numbers.get, reverse=True) == sorted(WORSE, key=WORSE.get)
+        assert {v.split()[1] for v in values} == {f"({float(aim.text):.2f})"}
+        backbone, *tasks = name.text.split(", ")
+        row = next(
+            i
+            for i, r in enumerate(grid.rows)
+            if (r.method, r.variant["latency"]) == ("group-norm", float(aim.text))
+            and NETWORKS[r.runs[0][0].configs[2].removeprefix("model/")] == backbone
+            and r.runs[0][0].tasks == tasks
+        )
+        assert numbers["group-norm"] == pytest.approx(tidy(grid, records)["delta_m"].iloc[row], abs=0.006)
+
+
+def test_nothing_is_judged_while_a_rival_is_missing(monkeypatch):
+    *_, first, second = judged(monkeypatch, without=("width",))
+    assert {row[-1].text for row in first.body} == {row[-2].text for row in first.body} == {"missing"}
+    assert {sum(c.bold for c in row) for row in first.body} == {1} and second.body
+
+
+def test_one_that_is_below_a_rival_is_not_named(monkeypatch):
+    monkeypatch.setitem(WORSE, "cut-channels", 0.06)
+    *_, first, _ = judged(monkeypatch)
+    assert {row[-1].text for row in first.body} == {"cut-channels-plus"}
+    monkeypatch.setitem(WORSE, "width", 0.001)
+    *_, first, _ = judged(monkeypatch)
+    assert {row[-1].text for row in first.body} == {"none"}
+
+
+def test_a_dropped_task_is_told_by_what_the_others_gain(monkeypatch):
+    grid, records, _, _, second = judged(monkeypatch)
+    assert len(second.body) == len(edge.MODELS) * len(edge.OURS) * len(edge.LATENCIES)
+    one = [c.text for c in second.body[0]]
+    assert one[:3] == ["mobilenetv2_100", "cut-channels", "0.75"]
+    frame = tidy(grid, records)
+    alike = [i for i, r in enumerate(grid.rows) if (r.method, r.variant["latency"]) == ("cut-channels", 0.75)]
+    less, more = (
+        frame.iloc[next(i for i in alike if frame["tasks"].iloc[i] == t)] for t in ("seg+depth", "seg+normal+depth")
+    )
+    without, with_ = ((x["delta_m/seg"] + x["delta_m/depth"]) / 2 for x in (less, more))
+    assert [float(x) for x in one[3:6]] == pytest.approx([with_, without, without - with_], abs=0.006)
+    assert one[6:] == ["6.0", "6.0"]
+
+
 def test_the_forms_of_a_model_stand_side_by_side(monkeypatch, tmp_path):
     grid, _, deliveries = whole(monkeypatch)
     assert "Not measured yet" in devices.side_by_side(grid, deliveries)
@@ -251,24 +317,26 @@ def test_the_forms_of_a_model_stand_side_by_side(monkeypatch, tmp_path):
     for _, side, *numbers in rows:
         ms, share = {"dense": ("9.0", "1.00"), "masked": ("9.4", "1.04"), "compact": ("4.5", "0.52")}[side]
         assert numbers == [ms, share] * 3 + ["2.00"]
-    told = tables.page(grid, "a\n<!-- table:beside -->\nold\n<!-- end -->\nb", tmp_path)
-    assert told == "a\n<!-- table:beside -->\nNot measured yet: `make table-edge` times these files.\n<!-- end -->\nb"
+    told = tables.page(grid, PAGE, tmp_path / "records", tmp_path)
+    assert "<!-- table:beside -->\nNot measured yet: `make table-edge` times these files.\n<!-- end -->\nb" in told
     for one in cells:
         deliveries[one.id].write(tmp_path)
-    assert text in tables.page(grid, told, tmp_path)
+    assert text in tables.page(grid, told, tmp_path / "records", tmp_path)
 
 
 def test_the_committed_page_is_that_of_the_deliveries():
     text = (tables.ROOT / "docs/edge.md").read_text()
-    assert tables.page(edge.edge_grid(), text) == text
+    grid = edge.edge_grid()
+    assert tables.page(grid, text, tables.ROOT / "experiments/records" / grid.folder) == text
 
 
 def test_the_command_that_renders_the_table_renders_the_page_beside_it(monkeypatch, tmp_path):
     grid, _, _ = small()
     monkeypatch.setattr(tables, "GRIDS", {"edge": lambda: grid})
-    (tmp_path / "edge.md").write_text("<!-- table:beside -->\nold\n<!-- end -->")
+    (tmp_path / "edge.md").write_text(PAGE)
     assert tables.main(["--grid", "edge", "--records", str(tmp_path), "--out", str(tmp_path / "tables")]) == 0
-    assert "Not measured yet" in (tmp_path / "edge.md").read_text()
+    text = (tmp_path / "edge.md").read_text()
+    assert text.count("Not measured yet") == 2 and "old" not in text
 
 
 def test_a_delivery_comes_back_as_it_was_and_a_damaged_one_is_named(tmp_path):

@@ -1,0 +1,130 @@
+"""Targets: what a table of equal latencies says to what it was made to show, with a verdict for each comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from experiments.devices import MAIN
+from experiments.grid import Grid
+from experiments.render import MISSING, number
+from experiments.typeset import Table, Text, markdown
+
+Lines = dict[tuple[str, str, float, str], dict[str, Any]]
+
+
+def lines(grid: Grid, files: pd.DataFrame) -> Lines:
+    """Backbone, kept tasks, latency and method to the row's numbers, those of the file whose latency was aimed at.
+
+    Args:
+        grid: The table.
+        files: As :func:`experiments.devices.by_file` gives it.
+    """
+    found: Lines = {}
+    for at, rows in files.groupby(level=0):
+        row = grid.rows[int(at)]  # type: ignore[call-overload]
+        main = rows[(rows["runtime"] == MAIN[0]) & (rows["precision"] == MAIN[1])]
+        one = (main if len(main) else rows).iloc[0]
+        found[str(one["backbone"]), str(one["tasks"]), float(row.variant["latency"]), row.method] = {
+            str(k): v for k, v in one.items()
+        }
+    return found
+
+
+def against(found: Lines, ours: Sequence[str], rivals: Sequence[str]) -> Table:
+    """Delta_m of each method at each latency, with the share of the dense latency that it really takes.
+
+    Args:
+        found: As :func:`lines` gives it.
+        ours: Our methods, which are judged.
+        rivals: What they are judged against.
+
+    Returns:
+        A row per backbone, kept tasks and latency. The last column names those of ours whose Delta_m is above every
+        rival's that has a record; bold is the best.
+    """
+    head = ["network, kept tasks", "aim", *ours, *rivals, "above every rival"]
+    body = []
+    for place, by in _places(found):
+        means = {m: by[m]["delta_m"] if m in by else math.nan for m in (*ours, *rivals)}
+        if not any(m in by for m in rivals):
+            continue
+        known = {m: x for m, x in means.items() if not math.isnan(x)}
+        cells = [Text(_told(by.get(m)), bool(known) and means[m] == max(known.values())) for m in (*ours, *rivals)]
+        body.append([Text(place[0]), Text(f"{place[1]:g}"), *cells, Text(_above(known, ours, rivals))])
+    return Table("At equal latency", head, body, 1)
+
+
+def _places(found: Lines) -> Iterator[tuple[tuple[str, float], dict[str, dict[str, Any]]]]:
+    by: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+    for (backbone, tasks, latency, method), line in found.items():
+        if latency < 1:
+            by.setdefault((f"{backbone}, {tasks.replace('+', ', ')}", latency), {})[method] = line
+    yield from by.items()
+
+
+def _told(line: dict[str, Any] | None) -> str:
+    if line is None:
+        return "-"
+    text, share = number(line["delta_m"]), line["latency_ratio"]
+    return text if text == MISSING or math.isnan(share) else f"{text} ({number(share)})"
+
+
+def _above(known: dict[str, float], ours: Sequence[str], rivals: Sequence[str]) -> str:
+    """Which of ours are above all rivals; unknown while one of ours or a rival is."""
+    if any(m not in known for m in (*ours, *rivals)):
+        return MISSING
+    best = max(known[m] for m in rivals)
+    return ", ".join(m for m in ours if known[m] > best) or "none"
+
+
+def dropped(found: Lines, methods: Sequence[str], few: str, many: str) -> Table:
+    """What the tasks that stay gain or lose by the tasks that are dropped with them.
+
+    Args:
+        found: As :func:`lines` gives it.
+        methods: Whose models are compared.
+        few: The smaller selection, its tasks joined by ``+``.
+        many: The larger one.
+
+    Returns:
+        A row per backbone, method and latency: Delta_m over the tasks of ``few`` with and without the other ones, the
+        difference, and both files' latency in milliseconds. The shares of the latency are of each selection's own
+        dense model.
+    """
+    tasks = few.split("+")
+    gone = ", ".join(t for t in many.split("+") if t not in tasks)
+    head = ["network", "method", "aim", f"Δm % with {gone}", "without", "difference", f"ms with {gone}", "without"]
+    body = []
+    for (backbone, selection, latency, method), less in found.items():
+        more = found.get((backbone, many, latency, method))
+        if selection != few or method not in methods or more is None:
+            continue
+        with_, without = (_mean([x.get(f"delta_m/{t}", math.nan) for t in tasks]) for x in (more, less))
+        cells = [number(with_), number(without), number(without - with_)]
+        cells += [number(x["latency_ms"], 1) for x in (more, less)]
+        body.append([Text(c) for c in (backbone, method, f"{latency:g}", *cells)])
+    return Table("Dropping a task", head, body, 2)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def told(grid: Grid, files: pd.DataFrame, ours: Sequence[str], rivals: Sequence[str], few: str, many: str) -> str:
+    """Both tables as Markdown; says so while nothing is measured."""
+    found = lines(grid, files)
+    first, second = against(found, ours, rivals), dropped(found, ours, few, many)
+    if not first.body:
+        return "Not measured yet: `make table-edge` makes these runs.\n"
+    parts = [
+        markdown(first),
+        "Mean Δm % over the seeds, in parentheses the share of the dense model's latency that the file takes (ONNX "
+        "Runtime, fp32); bold: the highest.\n",
+        markdown(second),
+        f"Δm % over {few.replace('+', ' and ')} only; each selection is cut to a share of its own dense latency.\n",
+    ]
+    return "\n".join(parts)
