@@ -125,14 +125,17 @@ def read_metadata(opened: Any) -> dict[str, Any]:
     """The facts that :func:`export_onnx` stored.
 
     Raises:
-        ValueError: If the file was not written by this project.
+        ValueError: If the file was not written by this project, or without ``meta``.
     """
     found = opened.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     try:
         meta = json.loads(found or "")
         meta["input"]["height"], meta["tasks"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        message = f"the ONNX file has no {METADATA_KEY!r} metadata: it was not exported by cut"
+        message = (
+            f"the ONNX file has no {METADATA_KEY!r} metadata, which say what input and tasks it has: "
+            "`cut export` writes them, cut.export.export_onnx does if it is given `meta`"
+        )
         raise ValueError(message) from error
     return meta
 
