@@ -55,6 +55,11 @@ def by_file(grid: Grid, records: Records, deliveries: Deliveries) -> pd.DataFram
     return pd.DataFrame(lines, columns=columns, index=places)
 
 
+def aimed(files: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the files whose latency was aimed at, of what :func:`by_file` gives."""
+    return files[(files["runtime"] == MAIN[0]) & (files["precision"] == MAIN[1])]
+
+
 def _measured(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -> dict[str, Any]:
     """One runtime and precision of a row, over its seeds."""
     first = forms[0][1]

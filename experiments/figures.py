@@ -112,7 +112,7 @@ def _delivered(x: str) -> Callable[[Grid, Records], Figure | None]:
 
     def draw(grid: Grid, records: Records) -> Figure | None:
         files = devices.by_file(grid, records, delivery.collect(grid))
-        files = files[(files["runtime"] == devices.MAIN[0]) & (files["precision"] == devices.MAIN[1])]
+        files = devices.aimed(files)
         files = files.drop(columns=variants(grid)) if files["latency_ratio"].notna().any() else files.iloc[:0]
         return plots.against(files, x) if files["delta_m"].notna().any() else None
 

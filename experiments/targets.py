@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from experiments.devices import MAIN
+from experiments.devices import aimed
 from experiments.grid import Grid
 from experiments.render import MISSING, number
 from experiments.typeset import Table, Text, markdown
@@ -17,7 +18,9 @@ Lines = dict[tuple[str, str, float, str], dict[str, Any]]
 
 
 def lines(grid: Grid, files: pd.DataFrame) -> Lines:
-    """Backbone, kept tasks, latency and method to the row's numbers, those of the file whose latency was aimed at.
+    """Backbone, kept tasks, latency and method to the numbers of each row that is cut to a latency.
+
+    They are those of the file whose latency was aimed at.
 
     Args:
         grid: The table.
@@ -26,11 +29,10 @@ def lines(grid: Grid, files: pd.DataFrame) -> Lines:
     found: Lines = {}
     for at, rows in files.groupby(level=0):
         row = grid.rows[int(at)]  # type: ignore[call-overload]
-        main = rows[(rows["runtime"] == MAIN[0]) & (rows["precision"] == MAIN[1])]
+        main, latency = aimed(rows), float(row.variant["latency"])
         one = (main if len(main) else rows).iloc[0]
-        found[str(one["backbone"]), str(one["tasks"]), float(row.variant["latency"]), row.method] = {
-            str(k): v for k, v in one.items()
-        }
+        if latency < 1:
+            found[str(one["backbone"]), str(one["tasks"]), latency, row.method] = {str(k): v for k, v in one.items()}
     return found
 
 
@@ -44,7 +46,7 @@ def against(found: Lines, ours: Sequence[str], rivals: Sequence[str]) -> Table:
 
     Returns:
         A row per backbone, kept tasks and latency. The last column names those of ours whose Delta_m is above every
-        rival's that has a record; bold is the best.
+        rival's, and is missing while a number is; bold is the best.
     """
     head = ["network, kept tasks", "aim", *ours, *rivals, "above every rival"]
     body = []
@@ -61,8 +63,7 @@ def against(found: Lines, ours: Sequence[str], rivals: Sequence[str]) -> Table:
 def _places(found: Lines) -> Iterator[tuple[tuple[str, float], dict[str, dict[str, Any]]]]:
     by: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
     for (backbone, tasks, latency, method), line in found.items():
-        if latency < 1:
-            by.setdefault((f"{backbone}, {tasks.replace('+', ', ')}", latency), {})[method] = line
+        by.setdefault((f"{backbone}, {tasks.replace('+', ', ')}", latency), {})[method] = line
     yield from by.items()
 
 
@@ -103,15 +104,11 @@ def dropped(found: Lines, methods: Sequence[str], few: str, many: str) -> Table:
         more = found.get((backbone, many, latency, method))
         if selection != few or method not in methods or more is None:
             continue
-        with_, without = (_mean([x.get(f"delta_m/{t}", math.nan) for t in tasks]) for x in (more, less))
+        with_, without = (statistics.fmean(x.get(f"delta_m/{t}", math.nan) for t in tasks) for x in (more, less))
         cells = [number(with_), number(without), number(without - with_)]
         cells += [number(x["latency_ms"], 1) for x in (more, less)]
         body.append([Text(c) for c in (backbone, method, f"{latency:g}", *cells)])
     return Table("Dropping a task", head, body, 2)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def told(grid: Grid, files: pd.DataFrame, ours: Sequence[str], rivals: Sequence[str], few: str, many: str) -> str:
