@@ -17,6 +17,10 @@ from cut.files import write_atomically
 from cut.latency import compare, ratio
 
 
+class TooSlowError(ValueError):
+    """Even the smallest model takes longer than the target."""
+
+
 @dataclass(frozen=True)
 class Target:
     """The latency to stay within.
@@ -107,7 +111,8 @@ def search(
         progress: Show a bar on stderr.
 
     Raises:
-        ValueError: If a number is out of range, or the smallest model is too slow; the message says how slow.
+        TooSlowError: If the smallest model is; the message says how slow.
+        ValueError: If a number is out of range.
     """
     from rich.console import Console  # not needed by who only loads a model
     from rich.progress import Progress
@@ -126,7 +131,7 @@ def search(
         best = _narrow(value, target.value, (lowest, highest), tolerance, resolution, most)
     if best is None:
         slow = notes.readings[lowest]
-        raise ValueError(
+        raise TooSlowError(
             f"latency {target} cannot be met: the smallest model, of density {lowest:g}, takes "
             f"{slow.value:.3g}{target.unit} ({slow.low:.3g} to {slow.high:.3g})"
         )

@@ -108,6 +108,9 @@ class Cell:
         """
         line = [part for name in self.configs for part in ("--config", str(CONFIGS / f"{name}.yaml"))]
         for option, value in self.settings.items():
+            if value is None and "." in option:  # jsonargparse takes null inside a dataclass for the text 'None'
+                option, _, name = option.rpartition(".")
+                value = {name: None}  # merged with the other entries, not put in their place
             line.append(f"--{option}={value if isinstance(value, str) else json.dumps(value)}")
         if self.start is not None:
             line.append(f"--init={runs / self.start.id}")

@@ -25,7 +25,7 @@ from cut.files import write_atomically
 from cut.limits import MACs
 from cut.pruning import Pruning
 from cut.records import machine
-from cut.search import Target, clock, search
+from cut.search import Target, TooSlowError, clock, search
 from cut.selection import Mask
 from cut.speed import fast_enough
 from cut.structured import make_unit_mask, plan
@@ -56,6 +56,9 @@ def searched(
         runs: Folder of the runs' folders, the dense one's among them.
         notes: Folder of what has been timed so far.
         progress: Show the search.
+
+    Raises:
+        ValueError: If a model cannot be made, exported or timed.
     """
     seed = edge.MODELS[model][0]
     options: dict[str, Any] = {"cache": notes / f"{method}-{model}-{'+'.join(tasks)}.json"}
@@ -67,7 +70,7 @@ def searched(
     for latency in edge.LATENCIES:
         try:
             found[latency] = measure(Target(latency, "x"), options)
-        except ValueError as error:
+        except TooSlowError as error:
             print(f"{method}, {model}, {'+'.join(tasks)}: {error}", file=sys.stderr)
     return found
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cut.search import Reading, Target, search
+from cut.search import Reading, Target, TooSlowError, search
 
 
 class Machine:
@@ -67,7 +67,7 @@ def test_other_budgets_bound_the_search():
 
 
 def test_a_target_out_of_reach_says_how_fast_the_smallest_is():
-    with pytest.raises(ValueError, match=r"5ms cannot be met.*density 0\.02, takes 6\.68ms \(6\.35 to 7\.01\)"):
+    with pytest.raises(TooSlowError, match=r"5ms cannot be met.*density 0\.02, takes 6\.68ms \(6\.35 to 7\.01\)"):
         search(Machine(CURVES["with a floor"]), Target(5), progress=False)
 
 

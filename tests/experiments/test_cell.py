@@ -140,6 +140,19 @@ def test_the_command_line_gives_the_values_set(tmp_path, monkeypatch):
     assert [c["class_path"] for c in trainer["callbacks"]] == ["cut.distillation.Distillation"]
 
 
+def test_a_setting_of_none_is_none_and_leaves_the_entries_beside_it(tmp_path, monkeypatch):
+    """Given as a dotted null, jsonargparse reads the text 'None' where the entry is of a dataclass."""
+    monkeypatch.setattr(CLI, "instantiate_classes", lambda self: None)
+    entry = "model.init_args.network"
+    settings = {f"{entry}.output_stride": 8, f"{entry}.weights": None, f"{entry}.head_width": 8, "init": None}
+    cell = Cell(NAMES, settings)
+    found = _config(parsed(cell.argv(tmp_path, tmp_path)))
+    network, given = found["model"]["init_args"]["network"], cell.config["model"]["init_args"]["network"]
+    assert network["weights"] is None and found["init"] is None
+    assert (network["output_stride"], network["head_width"]) == (8, 8)
+    assert network["backbone"] == given["backbone"]
+
+
 def test_a_dense_cell_starts_from_nothing(tmp_path):
     line = Cell(DENSE).argv(tmp_path, tmp_path)
     assert not any(part.startswith("--init") for part in line)

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from cut.limits import MACs
 from cut.pruning import Pruning
+from cut.search import Target, TooSlowError
 from experiments import edge, idleness, shapes
 from experiments.run import parsed
 from experiments.shapes import main, masks, searched
@@ -23,7 +24,7 @@ def test_a_search_for_every_latency_and_one_that_cannot_be_met_left_out(monkeypa
         def measure(target, options):
             assert target.unit == "x" and options["key"]["method"] == method
             if target.value < 0.4:
-                raise ValueError("cannot be met")
+                raise TooSlowError("cannot be met")
             return target.value / 2
 
         return measure
@@ -32,6 +33,31 @@ def test_a_search_for_every_latency_and_one_that_cannot_be_met_left_out(monkeypa
     found = searched("cut-channels", "resnet18", ("seg", "depth"), tmp_path, tmp_path)
     assert found == {0.75: 0.375, 0.5: 0.25} and asked == [("cut-channels", "resnet18", 1)]
     assert "cannot be met" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_not_taken_for_a_latency_that_nothing_meets(monkeypatch, tmp_path):
+    def measure(target, options):
+        raise ValueError("no such weights")
+
+    monkeypatch.setattr(shapes, "_width", lambda *asked: measure)
+    with pytest.raises(ValueError, match="no such weights"):
+        searched(edge.WIDTH, "mobilenetv2", ("seg", "depth"), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("model", edge.MODELS)
+def test_every_network_of_the_table_is_narrowed(model, monkeypatch, tmp_path):
+    """Built from the run's own command line, from random weights, and smaller the narrower it is."""
+    sizes = []
+
+    def fast(measure, target, **options):
+        sizes.extend(measure(width) for width in (1.0, 0.5))
+        return type("Found", (), {"density": 0.5})
+
+    monkeypatch.setattr(shapes, "clock", lambda build, dense, target, **timing: lambda w: build(w).stat().st_size)
+    monkeypatch.setattr(shapes, "search", fast)
+    measure = shapes._width(edge.WIDTH, model, ("seg", "depth"), 1, tmp_path)
+    assert measure(Target(0.5, "x"), {}) == 0.5
+    assert sizes[1] < 0.5 * sizes[0]
 
 
 def test_the_file_grows_by_what_was_not_known(monkeypatch, tmp_path):
