@@ -282,6 +282,36 @@ def test_one_that_is_below_a_rival_is_not_named(monkeypatch):
     assert {row[-1].text for row in first.body} == {"none"}
 
 
+@pytest.mark.parametrize(
+    ("share", "rival", "verdict"),
+    [
+        (0.5, -4.1, "ours"),  # at the aim
+        (0.5, -3.9, "none"),
+        (0.6, -3.1, "ours"),  # slower than ours: compared with what ours has at 0.6, which is -3
+        (0.6, -2.9, "none"),
+        (0.4, -7.1, "ours"),  # faster than ours at this aim; ours has -7 there
+        (0.4, -6.9, "none"),
+        (0.25, -11.6, "ours"),  # faster than any of ours: -11.5 on the last line
+        (0.25, -11.4, "none"),
+        (math.nan, -20.0, "missing"),
+    ],
+)
+def test_ours_are_judged_at_the_latency_that_a_rival_really_takes(share, rival, verdict):
+    def line(x, y):
+        return {"latency_ratio": x, "delta_m": y}
+
+    found = {
+        ("net", "seg", 1.0, "dense-longer"): line(1.0, 0.0),
+        ("net", "seg", 0.75, "ours"): line(0.75, -1.5),
+        ("net", "seg", 0.5, "ours"): line(0.5, -4.0),
+        ("net", "seg", 0.35, "ours"): line(0.3, -10.0),
+        ("net", "seg", 0.5, "rival"): line(share, rival),
+        ("net", "depth", 0.5, "ours"): line(0.5, 9.0),  # another selection's
+    }
+    (row,) = targets.against(found, ["ours"], ["rival"]).body
+    assert [c.text for c in row][1:] == ["0.5", "-4.00 (0.50)", row[3].text, verdict]
+
+
 def test_a_dropped_task_is_told_by_what_the_others_gain(monkeypatch):
     grid, records, _, _, second = judged(monkeypatch)
     assert len(second.body) == len(edge.MODELS) * len(edge.OURS) * len(edge.LATENCIES)
