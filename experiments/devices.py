@@ -22,6 +22,7 @@ MEASURED = (*FORMS[2:], "file_bytes", "peak_bytes")
 MAIN = ("ONNX Runtime", "fp32")  # whose latency was aimed at
 OTHERS = (("ExecuTorch", "fp32"), ("PyTorch", "fp32"))
 INT8 = (("ONNX Runtime", "int8"), ("ExecuTorch", "int8"))
+FROM_FP32 = "delta_m_from_fp32"
 Deliveries = Mapping[str, Delivery]
 
 
@@ -34,9 +35,10 @@ def by_file(grid: Grid, records: Records, deliveries: Deliveries) -> pd.DataFram
         deliveries: Id of a cell to what was measured on its files; a row without any has one line without a runtime.
 
     Returns:
-        The columns of :func:`experiments.results.tidy`, with :data:`FORMS`, ``file_bytes`` and ``peak_bytes`` behind
-        ``seeds``. Means over the seeds that were delivered. Delta_m and metrics of int8 files are
-        those that they gave themselves. The index is the number of the grid's row.
+        The columns of :func:`experiments.results.tidy`, with :data:`FORMS`, ``file_bytes``, ``peak_bytes`` and
+        ``delta_m_from_fp32`` behind ``seeds``. Means over the seeds that were delivered. Delta_m and metrics of int8
+        files are those that they gave themselves, ``delta_m_from_fp32`` is their Delta_m less that of the same seeds'
+        models. The index is the number of the grid's row.
     """
     frame = tidy(grid, records)
     lines: list[dict[str, Any]] = []
@@ -51,7 +53,7 @@ def by_file(grid: Grid, records: Records, deliveries: Deliveries) -> pd.DataFram
         lines, places = lines + own, places + [at] * len(own)
     columns = list(frame.columns)
     behind = columns.index("seeds") + 1
-    columns[behind:behind] = [*FORMS, "file_bytes", "peak_bytes"]
+    columns[behind:behind] = [*FORMS, "file_bytes", "peak_bytes", FROM_FP32]
     return pd.DataFrame(lines, columns=columns, index=places)
 
 
@@ -74,15 +76,17 @@ def _measured(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -
 def _own_metrics(forms: Sequence[tuple[str, Form]], grid: Grid, records: Records) -> dict[str, Any]:
     """Metrics and Delta_m that files gave themselves, in place of the record's."""
     starts = {c.id: grid.against.get(c.id, c.start) for row in grid.rows for run in row.runs for c in run}
-    changes = []
+    changes, costs = [], []
     for name, form in forms:
         dense = starts[name]
         reference = records[dense.id].metrics["test"] if dense is not None and dense.id in records else {}
         better = records[name].higher_is_better if name in records else {}
         own = {k: v for k, v in form.metrics.items() if k in better}
         changes.append(delta(own, reference, better))
+        plain = {k: v for k, v in records[name].metrics["test"].items() if k in own} if name in records else {}
+        costs.append(changes[-1] - delta(plain, reference, better))
     found: dict[str, Any] = {"delta_m": float(np.mean(changes)), "delta_m_std": math.nan, "seeds": len(forms)}
-    found |= {"delta_m_bounded": math.nan, "delta_m_vs_longer": math.nan}
+    found |= {"delta_m_bounded": math.nan, "delta_m_vs_longer": math.nan, FROM_FP32: float(np.mean(costs))}
     for key in forms[0][1].metrics:
         found |= {key: float(np.mean([f.metrics[key] for _, f in forms])), f"{key}_std": math.nan}
     return found
@@ -93,7 +97,7 @@ def table(grid: Grid, files: pd.DataFrame, backbone: str, tasks: str) -> Table:
     part = files[(files["backbone"] == backbone) & (files["tasks"] == tasks)]
     head = ["method", "aim", "seeds", "Δm %", "params M", "MMACs", "MB", "ms", "of dense"]
     head += [f"{runtime} of dense" for runtime, _ in OTHERS]
-    head += ["int8 Δm %", "int8 MB", "int8 ms", "int8 .pte Δm %", "int8 .pte MB", "int8 .pte ms"]
+    head += [f"{file} {what}" for file in ("int8", "int8 .pte") for what in ("Δm %", "less fp32's", "MB", "ms")]
     body = []
     for at, rows in part.groupby(level=0):
         row, sparsity = grid.rows[int(at)], float(rows["sparsity"].iloc[0])  # type: ignore[call-overload]
@@ -108,8 +112,8 @@ def table(grid: Grid, files: pd.DataFrame, backbone: str, tasks: str) -> Table:
         cells += [number(by[k]["latency_ratio"]) if k in by else "-" for k in OTHERS]
         for key in INT8:
             one = by.get(key)
-            shown = ("delta_m", 1), ("file_bytes", 1e6), ("latency_ms", 1)
-            cells += ["-"] * 3 if one is None else [number(one[k] / scale) for k, scale in shown]
+            shown = ("delta_m", 1), (FROM_FP32, 1), ("file_bytes", 1e6), ("latency_ms", 1)
+            cells += ["-"] * 4 if one is None else [number(one[k] / scale) for k, scale in shown]
         body.append([Text(c) for c in cells])
     return Table(f"{grid.title}: {backbone}, {tasks.replace('+', ', ')}", head, body, 1)
 
@@ -130,7 +134,8 @@ def how(deliveries: Deliveries) -> str:
     return (
         "MB, ms and of dense: the exported fp32 file, ONNX Runtime; of dense: median over rounds, timed in turns with "
         f"the dense model's file of the same runtime; {', '.join(map(str, threads))} thread, {', '.join(processors)}, "
-        f"load at most {load:.1f}. int8: calibrated on training pictures, first seed."
+        f"load at most {load:.1f}. int8: calibrated on training pictures, first seed; less fp32's: of "
+        "that seed."
     )
 
 

@@ -193,6 +193,8 @@ def test_a_line_per_runtime_and_precision_with_means_over_seeds():
     # The int8 file's own numbers: seg/miou 0.2 of 0.4.
     assert second["delta_m"] == pytest.approx(-50 / 2 / 2) and second["seeds"] == 1
     assert second["seg/miou"] == 0.2 and math.isnan(second["delta_m_std"])
+    # Less what the same seed's model has; fp32 files are that model.
+    assert second["delta_m_from_fp32"] == pytest.approx(-12.5 + 2.5) and math.isnan(first["delta_m_from_fp32"])
 
 
 def test_a_row_that_was_not_delivered_has_one_line_without_a_runtime():
