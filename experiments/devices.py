@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.delivery import FOLDER, SHOWN, Delivery, Form, collect, shown
 from experiments.grid import Grid
 from experiments.render import caption, number, write_formats
-from experiments.results import Records, delta, level, tidy
+from experiments.results import Records, delta, is_dense, level, tidy
 from experiments.results import collect as collect_records
 from experiments.typeset import Table, Text, markdown
 
@@ -105,7 +105,8 @@ def table(grid: Grid, files: pd.DataFrame, backbone: str, tasks: str) -> Table:
         by = {(r["runtime"], r["precision"]): r for _, r in rows.iterrows()}
         main = by.get(MAIN, rows.iloc[0])
         spread = "" if math.isnan(main["delta_m_std"]) else f" ± {number(main['delta_m_std'])}"
-        own = method if latency < 1 or method == "dense-longer" else f"{method} ({level(row, sparsity):.0%} of weights)"
+        whole = latency < 1 or is_dense(row.runs[0][0])
+        own = method if whole else f"{method} ({level(row, sparsity):.0%} of weights)"
         cells = [own, f"{latency:g}", str(int(main["seeds"])), number(main["delta_m"]) + spread]
         cells += [number(main["params"] / 1e6), number(main["macs"] / 1e6, 1), number(main["file_bytes"] / 1e6)]
         cells += [number(main["latency_ms"], 1), number(main["latency_ratio"])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,10 +12,11 @@ import pandas as pd
 from experiments.devices import aimed
 from experiments.grid import Grid
 from experiments.render import MISSING, number
+from experiments.results import is_dense
 from experiments.typeset import Table, Text, markdown
 
-DENSE = "dense-longer"
 Lines = dict[tuple[str, str, float, str], dict[str, Any]]
+Places = dict[tuple[str, float], dict[str, dict[str, Any]]]
 
 
 def lines(grid: Grid, files: pd.DataFrame) -> Lines:
@@ -32,7 +33,7 @@ def lines(grid: Grid, files: pd.DataFrame) -> Lines:
         row = grid.rows[int(at)]  # type: ignore[call-overload]
         main, latency = aimed(rows), float(row.variant["latency"])
         one = (main if len(main) else rows).iloc[0]
-        if latency < 1 or row.method == DENSE:
+        if latency < 1 or is_dense(row.runs[0][0]):
             found[str(one["backbone"]), str(one["tasks"]), latency, row.method] = {str(k): v for k, v in one.items()}
     return found
 
@@ -55,22 +56,24 @@ def against(found: Lines, ours: Sequence[str], rivals: Sequence[str]) -> Table:
     """
     head = ["network, kept tasks", "aim", *ours, *rivals, "above every rival"]
     body = []
-    for place, by in _places(found):
+    places = _places(found)
+    for place, by in places.items():
         means = {m: by[m]["delta_m"] if m in by else math.nan for m in (*ours, *rivals)}
         if not any(m in by for m in rivals):
             continue
-        curves = {m: _curve(found, place[0], m) for m in ours}
+        curves = {m: _curve(places, place[0], m) for m in ours}
         known = {m: x for m, x in means.items() if not math.isnan(x)}
         cells = [Text(_told(by.get(m)), bool(known) and means[m] == max(known.values())) for m in (*ours, *rivals)]
         body.append([Text(place[0]), Text(f"{place[1]:g}"), *cells, Text(_above(by, curves, rivals))])
     return Table("At equal latency", head, body, 1)
 
 
-def _places(found: Lines) -> Iterator[tuple[tuple[str, float], dict[str, dict[str, Any]]]]:
-    by: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+def _places(found: Lines) -> Places:
+    """Network with its kept tasks, and latency, to method to numbers."""
+    by: Places = {}
     for (backbone, tasks, latency, method), line in found.items():
         by.setdefault((f"{backbone}, {tasks.replace('+', ', ')}", latency), {})[method] = line
-    yield from by.items()
+    return by
 
 
 def _told(line: dict[str, Any] | None) -> str:
@@ -80,11 +83,11 @@ def _told(line: dict[str, Any] | None) -> str:
     return text if text == MISSING or math.isnan(share) else f"{text} ({number(share)})"
 
 
-def _curve(found: Lines, name: str, method: str) -> list[tuple[float, float]]:
+def _curve(places: Places, name: str, method: str) -> list[tuple[float, float]]:
     """Share of the dense latency and Delta_m of a method's files, the dense model's first; empty while one lacks."""
-    mine = {latency: by for (where, latency), by in _places(found) if where == name}
-    lines = [by.get(method if latency < 1 else DENSE, {}) for latency, by in mine.items()]
-    points = [(line.get("latency_ratio", math.nan), line.get("delta_m", math.nan)) for line in lines]
+    mine = [(latency, by) for (where, latency), by in places.items() if where == name]
+    own = [by.get(method, {}) if latency < 1 else next(iter(by.values())) for latency, by in mine]
+    points = [(line.get("latency_ratio", math.nan), line.get("delta_m", math.nan)) for line in own]
     if len(points) < 2 or any(math.isnan(x) for point in points for x in point):
         return []
     return sorted(points, reverse=True)
