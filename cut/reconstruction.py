@@ -23,6 +23,7 @@ from cut.trace import NORMS
 
 CHUNK = 16  # pictures whose patches are in memory at a time
 DIRECT = 1024  # inputs of a row up to which its equations are solved directly
+FEW = 4  # different sets of kept inputs among a layer's rows up to which any number of inputs is: a cut of units has two
 STEPS, TOLERANCE = 60, 1e-4  # of conjugate gradients above that
 POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
 # What a layer may do: multiply its padded input by its weight. Others transform the weight or the output on the way.
@@ -97,10 +98,28 @@ def _targets(layer: nn.Conv2d | nn.Linear, y: Tensor, step: int = 1) -> Tensor:
     return rows.T.reshape(layer.groups, y.shape[1] // layer.groups, -1)
 
 
+def _squares(columns: Tensor, used: Tensor) -> Tensor:
+    """Inputs times inputs as [groups, d, d]; of inputs that no row uses, only with themselves.
+
+    Args:
+        columns: Inputs [groups, d, positions].
+        used: Bool [groups, d].
+    """
+    if len(columns) > 1 or bool(used.all()):
+        return columns @ columns.transpose(1, 2)
+    # Half of a layer's channels gone: a quarter of the products. What is unused counts only in the strength of the pull.
+    index = used[0].nonzero().flatten()
+    some = columns[0, index]
+    whole = columns[0].square().sum(1).diag()
+    whole[index[:, None], index] = some @ some.T
+    return whole[None]
+
+
 def fit(gram: np.ndarray, moment: np.ndarray, kept: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
     """The least-squares weights of one layer's group under a mask, pulled a little towards where they were.
 
     Minimises, for every output row, ``w G w - 2 w m + ridge x mean(diag G) x |w - start|^2`` over the kept weights.
+    Rows that keep the same inputs, as all do after a cut of whole units, are solved together.
 
     Args:
         gram: Inputs times inputs, [d, d].
@@ -114,11 +133,13 @@ def fit(gram: np.ndarray, moment: np.ndarray, kept: np.ndarray, start: np.ndarra
     """
     pull = ridge * max(float(np.trace(gram)) / len(gram), 1e-12)
     result = np.zeros_like(moment)
-    for row, (target, chosen, old) in enumerate(zip(moment, kept, start, strict=True)):
-        index = np.flatnonzero(chosen)
+    sets, set_of = np.unique(kept, axis=0, return_inverse=True)
+    for number, chosen in enumerate(sets):
+        index, rows = np.flatnonzero(chosen), np.flatnonzero(set_of.ravel() == number)
         if len(index):
             matrix = gram[np.ix_(index, index)] + pull * np.eye(len(index))
-            result[row, index] = np.linalg.solve(matrix, target[index] + pull * old[index])
+            here = np.ix_(rows, index)
+            result[here] = np.linalg.solve(matrix, (moment[here] + pull * start[here]).T).T
     return result
 
 
@@ -190,6 +211,12 @@ class _Fitter:
         if layer.bias is not None:
             shape = (-1,) if isinstance(layer, nn.Linear) else (1, -1, 1, 1)
             y = y - layer.bias.view(shape)
+        weight = layer.weight.detach()
+        groups = getattr(layer, "groups", 1)
+        rows = len(weight) // groups
+        kept = self.mask[name].reshape(groups, rows, -1)
+        old = weight.reshape(groups, rows, -1)
+        used = kept.any(1)
         gram: Any = 0.0
         moment: Any = 0.0
         for start in range(0, len(x), CHUNK):
@@ -197,13 +224,9 @@ class _Fitter:
             step = max(1, part.numel() // layer.weight.shape[0] // POSITIONS)
             columns = _patches(layer, x[start : start + CHUNK].float(), step).contiguous()
             outputs = _targets(layer, part.float(), step).contiguous()
-            gram = gram + columns @ columns.transpose(1, 2)
+            gram = gram + _squares(columns, used.to(columns.device))
             moment = moment + outputs @ columns.transpose(1, 2)
-        groups, rows = moment.shape[:2]
-        weight = layer.weight.detach()
-        kept = self.mask[name].reshape(groups, rows, -1)
-        old = weight.reshape(groups, rows, -1)
-        if gram.shape[-1] > DIRECT:
+        if gram.shape[-1] > DIRECT and max(len(of_group.unique(dim=0)) for of_group in kept) > FEW:
             parts = (gram, moment, kept.to(gram.device), old.float())
             new = torch.stack([fit_large(*group, self.ridge) for group in zip(*parts, strict=True)])
         else:

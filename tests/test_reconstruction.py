@@ -14,7 +14,7 @@ from cut.decomposition import prunable
 from cut.limits import MACs
 from cut.masks import apply_mask
 from cut.pruning import Pruning
-from cut.reconstruction import fit, fit_large, reconstruct
+from cut.reconstruction import _squares, fit, fit_large, reconstruct
 from tests.test_pruning import build
 from tests.test_pruning import fit as train
 from tests.test_structured import FAST, SLOW, network_of
@@ -239,13 +239,39 @@ def test_large_layers_are_fitted_as_well_as_by_solving_the_equations():
 
 def test_a_network_is_fitted_alike_by_both(monkeypatch):
     results = []
-    for direct in (10**6, 0):
+    for direct, few in ((10**6, 0), (0, 0), (0, 10**6)):
         monkeypatch.setattr("cut.reconstruction.DIRECT", direct)
+        monkeypatch.setattr("cut.reconstruction.FEW", few)
         dense, pruned, mask = cut_pair()
         reconstruct(pruned, dense, mask, batches())
         with torch.no_grad():
             results.append(pruned(batches()[0]["image"]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(results[0], results[2])
+
+
+def test_rows_that_keep_the_same_inputs_are_solved_together_and_alike(monkeypatch):
+    rng = np.random.default_rng(0)
+    inputs, start = rng.standard_normal((60, 12)), rng.standard_normal((9, 12))
+    kept = np.tile(rng.random(12) < 0.5, (9, 1))
+    kept[[2, 5]] = False
+    kept[7] = ~kept[0]
+    arrays = (inputs.T @ inputs, rng.standard_normal((9, 12)), kept, start)
+    solve, calls = np.linalg.solve, []
+    monkeypatch.setattr(np.linalg, "solve", lambda *args: calls.append(0) or solve(*args))
+    together = fit(*arrays, 1e-2)
+    assert len(calls) == 2
+    alone = [fit(arrays[0], *(a[row : row + 1] for a in arrays[1:]), 1e-2)[0] for row in range(9)]
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def test_inputs_that_no_row_uses_change_nothing_but_the_strength_of_the_pull():
+    torch.manual_seed(0)
+    columns, used = torch.randn(1, 6, 40), torch.tensor([[True, False, True, True, False, True]])
+    found, whole = _squares(columns, used)[0], (columns @ columns.transpose(1, 2))[0]
+    both = used[0, :, None] & used[0] | torch.eye(6, dtype=torch.bool)
+    torch.testing.assert_close(found, whole * both)
+    assert torch.equal(_squares(columns, torch.ones(1, 6, dtype=torch.bool))[0], whole)
 
 
 # Layers of 4,608 inputs take a minute; timm's own tiny models and one with TensorFlow's padding do not.
