@@ -23,7 +23,9 @@ from cut.trace import NORMS
 
 CHUNK = 16  # pictures whose patches are in memory at a time
 DIRECT = 1024  # inputs of a row up to which its equations are solved directly
-FEW = 4  # different sets of kept inputs among a layer's rows up to which any number of inputs is: a cut of units has two
+FEW = (
+    4  # different sets of kept inputs among a layer's rows up to which any number of inputs is: a cut of units has two
+)
 STEPS, TOLERANCE = 60, 1e-4  # of conjugate gradients above that
 POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
 # What a layer may do: multiply its padded input by its weight. Others transform the weight or the output on the way.
@@ -107,7 +109,7 @@ def _squares(columns: Tensor, used: Tensor) -> Tensor:
     """
     if len(columns) > 1 or bool(used.all()):
         return columns @ columns.transpose(1, 2)
-    # Half of a layer's channels gone: a quarter of the products. What is unused counts only in the strength of the pull.
+    # Half of a layer's channels gone: a quarter of the products. The unused count only in the strength of the pull.
     index = used[0].nonzero().flatten()
     some = columns[0, index]
     whole = columns[0].square().sum(1).diag()
