@@ -23,9 +23,7 @@ from cut.trace import NORMS
 
 CHUNK = 16  # pictures whose patches are in memory at a time
 DIRECT = 1024  # inputs of a row up to which its equations are solved directly
-FEW = (
-    4  # different sets of kept inputs among a layer's rows up to which any number of inputs is: a cut of units has two
-)
+FEW = 4  # sets of kept inputs that rows share, up to which larger ones are too: a cut of units has two
 STEPS, TOLERANCE = 60, 1e-4  # of conjugate gradients above that
 POSITIONS = 4096  # of a chunk, evenly spaced: neighbours say nearly the same
 # What a layer may do: multiply its padded input by its weight. Others transform the weight or the output on the way.

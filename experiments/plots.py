@@ -71,14 +71,12 @@ def labels(frame: pd.DataFrame) -> list[str]:
 def floor(values: Sequence[float]) -> float:
     """Where to end the axis: the lowest value not farther below the median than four times what the best is above it.
 
-    Ten points below the median are always shown.
-
     Example:
-        >>> floor([0.0, -1.0, -2.0, -3.0, -60.0]), floor([0.0, -1.0, -2.0, -3.0, -12.0])
-        (-3.0, -12.0)
+        >>> floor([0.0, -1.0, -2.0, -3.0, -60.0])
+        -3.0
     """
     middle = float(np.median(values))
-    return float(min(v for v in values if v >= middle - max(4 * (max(values) - middle), 10.0)))
+    return float(min(v for v in values if v >= middle - 4 * max(max(values) - middle, 1.0)))
 
 
 def _curve(axes: Axes, points: np.ndarray, bottom: float, style: dict[str, Any]) -> None:
