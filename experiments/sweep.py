@@ -345,7 +345,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of each cell")
     parser.add_argument("--backend", choices=("local", "ray"), default="local")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each cell (ray backend)")
-    parser.add_argument("--only", default="", help="run only cells whose id contains this")
+    parser.add_argument("--only", default="", help="only cells with this in the id or as a config (model/resnet18)")
     parser.add_argument("--random-weights", action="store_true", help="begin with random weights where none are cached")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and models of pruned runs")
     parser.add_argument(
@@ -359,6 +359,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def chosen(grids: Sequence[str], only: str = "") -> tuple[dict[str, Cell], dict[str, str]]:
     """The cells of some grids by their ids, and the first grid that has each.
 
+    Args:
+        grids: Names of grids.
+        only: What the cells' ids contain, or one of their configs, such as ``model/resnet18``.
+
     Raises:
         ValueError: If there is no such grid.
     """
@@ -369,7 +373,7 @@ def chosen(grids: Sequence[str], only: str = "") -> tuple[dict[str, Cell], dict[
     groups: dict[str, str] = {}
     for name in grids:
         for cell in GRIDS[name]().cells():
-            if only in cell.id:
+            if only in cell.id or only in cell.configs:
                 cells[cell.id] = cell
                 groups.setdefault(cell.id, name)
     return cells, groups

@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments import sweep
 from experiments.backends import Job, Local
 from experiments.cell import Cell
+from experiments.edge import edge_grid
 from tests.experiments import sweep_stub as stub
 
 CELLS = stub.grid().cells()
@@ -91,6 +92,13 @@ def test_only_runs_what_is_named_and_the_dense_run_it_needs(base, capsys):
     assert stub.main(str(base), f"--only={wanted.id}") == 0
     assert noted(base) == {wanted.id: 1, wanted.start.id: 1}
     assert "0 of 1 cells have a record; 2 to run" in capsys.readouterr().out
+
+
+def test_only_may_name_a_config():
+    found, groups = sweep.chosen(["edge"], "model/vit_small")
+    assert {c.id for c in found.values()} == {c.id for c in edge_grid().cells() if "model/vit_small" in c.configs}
+    assert len(found) > 3 and set(groups.values()) == {"edge"}
+    assert not sweep.chosen(["edge"], "model/vit")[0]
 
 
 def test_a_failing_cell_is_reported_and_the_others_run(base, capsys):
