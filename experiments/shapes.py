@@ -41,7 +41,7 @@ HEAD = """\
 # python -m experiments.shapes on one thread of ONNX Runtime.
 """
 TIMING: dict[str, Any] = {"threads": 1, "repeats": 60, "rounds": 6}
-# Rounds of one reading differ by about as much, and what finished models take is measured again: at half of it the ViT
+# Rounds of one reading differ by about as much, and what finished models take is measured again: at 0.02 the ViT
 # took 12 models for what 5 say, 6 minutes a search.
 TOLERANCE = 0.05
 LOWEST = 0.05  # the narrowest width that is tried
