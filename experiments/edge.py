@@ -116,6 +116,11 @@ def methods(tasks: tuple[str, ...]) -> tuple[str, ...]:
     return OURS if tasks == WITH_SCENE else (*METHODS, WIDTH)
 
 
+def latencies(tasks: tuple[str, ...]) -> tuple[float, ...]:
+    """What is aimed at: all shares of the dense latency, half of it where a task is added."""
+    return (0.5,) if tasks == WITH_SCENE else LATENCIES
+
+
 def edge_grid() -> Grid:
     """CUT, Torch-Pruning's importances and narrower networks at the same latencies."""
     rows: list[Row] = []
@@ -126,8 +131,8 @@ def edge_grid() -> Grid:
             rows.append(Row("dense-longer", tuple((kept(model, tasks, s),) for s in seeds), {"latency": 1.0}))
             for method in methods(tasks):
                 found = known(model, tasks, method)
-                unknown += sum(latency not in found for latency in LATENCIES)
-                for latency in (x for x in LATENCIES if x in found):
+                unknown += sum(latency not in found for latency in latencies(tasks))
+                for latency in (x for x in latencies(tasks) if x in found):
                     make = scaled if method == WIDTH else _of(method)
                     cells = [make(found[latency], model, tasks, s) for s in seeds]
                     rows.append(Row(method, tuple((c,) for c in cells), {"latency": latency}))

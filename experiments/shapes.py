@@ -70,7 +70,7 @@ def searched(
     find = _width if method == edge.WIDTH else _cut
     found = {}
     measure = find(method, model, tasks, seed, runs)
-    for latency in edge.LATENCIES:
+    for latency in edge.latencies(tuple(tasks)):
         try:
             found[latency] = measure(Target(latency, "x"), options)
         except TooSlowError as error:

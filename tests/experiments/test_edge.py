@@ -54,7 +54,7 @@ def test_cells_have_the_shares_that_were_measured(grid):
 
 
 def test_shapes_without_a_measurement_are_counted_not_shown(grid):
-    planned = sum(len(edge.LATENCIES) for _ in edge.wanted())
+    planned = sum(len(edge.latencies(tasks)) for _, tasks, _ in edge.wanted())
     shown = sum(r.variant["latency"] < 1 for r in grid.rows)
     assert shown == 8 and f"{planned - 8} shapes are not measured" in grid.note
 
@@ -74,6 +74,8 @@ def test_every_selection_has_all_rivals_but_the_one_with_a_task_more():
         assert {"cut-channels", "cut-channels-plus"} <= methods
         assert (rivals <= methods) == ("scene" not in tasks) and ("scene" not in tasks or model == "vit_small")
     assert {t for m, t in found if m == "vit_small"} == {*edge.SELECTIONS, (*edge.KEPT, "scene")}
+    for tasks in edge.selections("vit_small"):
+        assert edge.latencies(tasks) == ((0.5,) if "scene" in tasks else (0.75, 0.5, 0.35))
 
 
 @pytest.mark.parametrize("model", edge.MODELS)
