@@ -74,10 +74,18 @@ def selections(model: str) -> tuple[tuple[str, ...], ...]:
     return (*SELECTIONS, WITH_SCENE) if model == VIT else SELECTIONS
 
 
-def cut(method: str, share: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
+def cut(
+    method: str,
+    share: float,
+    model: str,
+    tasks: Sequence[str],
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> Cell:
     """A model cut by whole units until this share of the multiply-accumulates stays, and fine-tuned."""
     settings = {"pruning.budget.init_args.target": share, "pruning.rounding": ROUNDING, **SETTINGS.get(model, {})}
     settings |= UNITS.get(model, {}) if method in OURS else {}
+    settings |= options or {}
     return pruned(method, None, seed, tasks, start(model, seed), FIRST_RATE, model, settings)
 
 
@@ -191,6 +199,22 @@ def channels_grid() -> Grid:
         rows.append(Row(METHODS[0], ((cell,),), {"change": change}, level=1 - HALF))
     note = f"Seed 1; {1 - HALF:.0%} of the multiply-accumulates are removed, which is what the column says."
     return Grid("channels", "One change at a time on a cut of channels", tuple(rows), split="val", note=note)
+
+
+BACKBONE_RATE = "model.init_args.backbone_rate"
+# Of the heads' learning rate, how much the ViT's backbone has in recovery.
+BACKBONE_RATES = (0.1, 0.03, 0.01)
+
+
+def edge_rates_grid() -> Grid:
+    """How fast the cut ViT's backbone is to learn, for CUT and its rivals, seed 1, on validation."""
+    tasks, rows = SELECTIONS[0], []
+    for method in (m for m in METHODS if 0.5 in known(VIT, tasks, m)):
+        for rate in BACKBONE_RATES:
+            cell = cut(method, known(VIT, tasks, method)[0.5], VIT, tasks, 1, {BACKBONE_RATE: rate})
+            rows.append(Row(method, ((cell,),), {"backbone_rate": rate}))
+    note = "Seed 1; half of the latency. backbone_rate: the backbone's learning rate as a share of the heads'."
+    return Grid("edge-rates", "How fast a cut ViT's backbone learns", tuple(rows), split="val", note=note)
 
 
 def _of(method: str) -> Any:
