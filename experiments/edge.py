@@ -53,7 +53,10 @@ UNITS: dict[str, dict[str, Any]] = {VIT: {REDUCE: "per_mac"}}
 BACKBONE_RATE, FIT = "model.init_args.backbone_rate", "pruning.reconstruct"
 BACKBONE_RATES = (0.1, 0.03, 0.01)
 FITTED, FITTED_VIT = 8, 24
-CHOSEN: dict[tuple[str, str], dict[str, Any]] = {(VIT, OURS[1]): {BACKBONE_RATE: 0.03, FIT: FITTED_VIT}}
+CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
+    (VIT, OURS[1]): {BACKBONE_RATE: 0.03, FIT: FITTED_VIT},
+    (VIT, RIVALS[0]): {BACKBONE_RATE: 0.03},
+}
 # What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
 FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}}
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery

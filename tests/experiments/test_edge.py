@@ -13,7 +13,7 @@ from cut.records import machine
 from experiments import delivery, devices, edge, figures, plots, tables, targets
 from experiments.delivery import Delivery, Form
 from experiments.grid import Grid, Row
-from experiments.results import tidy
+from experiments.results import collect, tidy
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
 
 SHARES = {
@@ -101,6 +101,20 @@ def test_only_the_vits_units_are_reduced_otherwise_and_only_by_cut():
     for model, method in itertools.product(edge.MODELS, edge.METHODS):
         units = edge.cut(method, 0.5, model, edge.KEPT, 1).config["pruning"]["units"]["init_args"]
         assert units["reduce"] == ("per_mac" if model == "vit_small" and method in edge.OURS else "sum")
+
+
+def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_better():
+    grid = edge.edge_vit_grid()
+    frame = tidy(grid, collect(grid, tables.ROOT / "experiments/records" / grid.folder))
+    assert set(frame["method"]) == set(edge.METHODS) and grid.split == "val"
+    for method, rows in frame[frame["fitted_on"] < edge.FITTED_VIT].groupby("method"):
+        assert list(rows["backbone_rate"]) == list(edge.BACKBONE_RATES)
+        if rows["delta_m"].notna().all():
+            own = edge.CHOSEN.get((edge.VIT, method), {}).get(edge.BACKBONE_RATE, edge.BACKBONE_RATES[0])
+            assert own == rows["backbone_rate"][rows["delta_m"].idxmax()], method
+    fits = frame[(frame["method"] == "cut-channels-plus") & (frame["backbone_rate"] == 0.03)].set_index("fitted_on")
+    if fits["delta_m"].notna().all():
+        assert fits["delta_m"][edge.FITTED_VIT] > fits["delta_m"][edge.FITTED]
 
 
 def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):

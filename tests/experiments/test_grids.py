@@ -18,6 +18,7 @@ from cut.model import MultiTaskModel
 from cut.network import NetworkConfig
 from experiments import edge, grids, recipe
 from experiments.cell import CONFIGS, Cell
+from experiments.edge import BACKBONE_RATE
 from experiments.grids import GRIDS
 from experiments.recipe import FLOOR, FOLLOW_SEED, FOLLOW_TARGET, RATES, SEEDS, VARIES, dense, floor, pruned, rate_of
 from experiments.results import tidy
@@ -147,7 +148,8 @@ CHANGED: dict[str, set[str]] = {
         "model.init_args.warmup",
     },
     "backbones": {LR},
-    "edge": {LR, "pruning.tasks"},
+    "edge": {LR, "pruning.tasks", BACKBONE_RATE},  # both rates of a method are chosen on validation
+    "edge-vit": {BACKBONE_RATE},
     "channels": {LR, "pruning.floor"},
 }
 
