@@ -56,6 +56,7 @@ FITTED, FITTED_VIT = 8, 24
 CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
     (VIT, OURS[1]): {BACKBONE_RATE: 0.03, FIT: FITTED_VIT},
     (VIT, RIVALS[0]): {BACKBONE_RATE: 0.03},
+    (VIT, RIVALS[1]): {BACKBONE_RATE: 0.03},
 }
 # What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
 FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}}
