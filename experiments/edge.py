@@ -221,7 +221,8 @@ def edge_vit_grid() -> Grid:
             variant = {"backbone_rate": rate, "fitted_on": batches if method == OURS[1] else 0}
             rows.append(Row(method, ((cell,),), variant, level=0.5))
     note = (
-        "Seed 1; half of the latency, which is what the column says. backbone_rate: the backbone's learning rate as a share of the heads'; fitted_on: "
+        "Seed 1; half of the latency, which is what the column says. backbone_rate: the backbone's learning rate as a "
+        "share of the heads'; fitted_on: "
         f"batches of {BATCH} pictures that the weights are fitted on."
     )
     return Grid("edge-vit", "A cut ViT's recovery and fit", tuple(rows), split="val", note=note)
