@@ -59,7 +59,7 @@ CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
     (VIT, RIVALS[1]): {BACKBONE_RATE: 0.03},
 }
 # What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
-FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, "model.init_args.backbone_rate": 1.0}}
+FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, BACKBONE_RATE: 1.0}}
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
 Shares = Mapping[str, Mapping[str, Mapping[str, Mapping[float, float]]]]
 
@@ -222,8 +222,7 @@ def edge_vit_grid() -> Grid:
             rows.append(Row(method, ((cell,),), variant, level=0.5))
     note = (
         "Seed 1; half of the latency, which is what the column says. backbone_rate: the backbone's learning rate as a "
-        "share of the heads'; fitted_on: "
-        f"batches of {BATCH} pictures that the weights are fitted on."
+        f"share of the heads'; fitted_on: batches of {BATCH} pictures that the weights are fitted on."
     )
     return Grid("edge-vit", "A cut ViT's recovery and fit", tuple(rows), split="val", note=note)
 

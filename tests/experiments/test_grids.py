@@ -148,7 +148,7 @@ CHANGED: dict[str, set[str]] = {
         "model.init_args.warmup",
     },
     "backbones": {LR},
-    "edge": {LR, "pruning.tasks", BACKBONE_RATE},  # both rates of a method are chosen on validation
+    "edge": {LR, "pruning.tasks", BACKBONE_RATE},  # the ViT's is chosen on validation, for rivals too
     "edge-vit": {BACKBONE_RATE},
     "channels": {LR, "pruning.floor"},
 }
