@@ -109,12 +109,11 @@ def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_bette
     assert set(frame["method"]) == set(edge.METHODS) and grid.split == "val"
     for method, rows in frame[frame["fitted_on"] < edge.FITTED_VIT].groupby("method"):
         assert list(rows["backbone_rate"]) == list(edge.BACKBONE_RATES)
-        if rows["delta_m"].notna().all():
-            own = edge.CHOSEN.get((edge.VIT, method), {}).get(edge.BACKBONE_RATE, edge.BACKBONE_RATES[0])
-            assert own == rows["backbone_rate"][rows["delta_m"].idxmax()], method
+        assert rows["delta_m"].notna().all()
+        own = edge.CHOSEN.get((edge.VIT, method), {}).get(edge.BACKBONE_RATE, edge.BACKBONE_RATES[0])
+        assert own == rows["backbone_rate"][rows["delta_m"].idxmax()], method
     fits = frame[(frame["method"] == "cut-channels-plus") & (frame["backbone_rate"] == 0.03)].set_index("fitted_on")
-    if fits["delta_m"].notna().all():
-        assert fits["delta_m"][edge.FITTED_VIT] > fits["delta_m"][edge.FITTED]
+    assert fits["delta_m"][edge.FITTED_VIT] > fits["delta_m"][edge.FITTED]
 
 
 def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
