@@ -58,8 +58,14 @@ CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
     (VIT, RIVALS[0]): {BACKBONE_RATE: 0.03},
     (VIT, RIVALS[1]): {BACKBONE_RATE: 0.03},
 }
-# What narrowed ones have besides. Nothing pre-trained is to be kept: all of the ViT learns, at a rate that one bears.
-FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {RATE: 2e-4, BACKBONE_RATE: 1.0}}
+# What narrowed ones have besides. Nothing pre-trained is to be kept, so all of the ViT learns, at one rate. Rates that
+# were tried, the chosen one first (docs/tables/edge-width.md).
+FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {BACKBONE_RATE: 1.0}}
+WIDTH_RATES: dict[str, tuple[float, ...]] = {
+    "mobilenetv2": (2e-3, 6e-3, 6e-4),
+    "resnet18": (2e-3, 6e-3, 6e-4),
+    VIT: (2e-4, 6e-4, 2e-3),
+}
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
 Shares = Mapping[str, Mapping[str, Mapping[str, Mapping[float, float]]]]
 
@@ -102,8 +108,11 @@ def kept(model: str, tasks: Sequence[str], seed: int) -> Cell:
     return pruned("dense-longer", None, seed, tasks, start(model, seed), model=model, settings=SETTINGS.get(model))
 
 
-def scaled(width: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
-    """The model with every layer narrowed, trained from random weights for all steps that a cut model has had."""
+def scaled(width: float, model: str, tasks: Sequence[str], seed: int, rate: float | None = None) -> Cell:
+    """The model with every layer narrowed, trained from random weights for all steps that a cut model has had.
+
+    ``rate`` is the highest learning rate, by default the one chosen for the model.
+    """
     begun = start(model, seed)
     per_epoch = PICTURES // BATCH
     epochs = int(begun.config["trainer"]["max_epochs"]) + math.ceil(STEPS / per_epoch)
@@ -115,6 +124,7 @@ def scaled(width: float, model: str, tasks: Sequence[str], seed: int) -> Cell:
         "model.init_args.network.weights": None,
         "trainer.max_epochs": epochs,
         "trainer.check_val_every_n_epoch": epochs,
+        RATE: rate or WIDTH_RATES[model][0],
         **FROM_NOTHING.get(model, {}),
     }
     return Cell(begun.configs, settings)
@@ -225,6 +235,19 @@ def edge_vit_grid() -> Grid:
         f"share of the heads'; fitted_on: batches of {BATCH} pictures that the weights are fitted on."
     )
     return Grid("edge-vit", "A cut ViT's recovery and fit", tuple(rows), split="val", note=note)
+
+
+def edge_width_grid() -> Grid:
+    """How fast a narrow network is to learn from random weights."""
+    tasks, rows = SELECTIONS[0], []
+    for model, tried in WIDTH_RATES.items():
+        width = known(model, tasks, WIDTH).get(0.5)
+        for rate in sorted(tried) if width is not None else ():
+            cell = scaled(width, model, tasks, 1, rate)
+            rows.append(Row(WIDTH, ((cell,),), {"model": model, "learning_rate": rate}, level=0.5))
+    against = {row.runs[0][0].id: start(row.variant["model"], 1) for row in rows}
+    note = "Seed 1; half of the latency, which is what the column says. learning_rate: the highest of the run."
+    return Grid("edge-width", "A narrow network's rate", tuple(rows), split="val", against=against, note=note)
 
 
 def _of(method: str) -> Any:

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from experiments.cell import Cell
-from experiments.edge import channels_grid, edge_grid, edge_vit_grid
+from experiments.edge import channels_grid, edge_grid, edge_vit_grid, edge_width_grid
 from experiments.fashion import fashion_grid
 from experiments.grid import Grid, Row
 from experiments.newtask import groups_grid, newtask_grid
@@ -365,6 +365,7 @@ GRIDS: dict[str, Callable[[], Grid]] = {
     "edge": edge_grid,
     "channels": channels_grid,
     "edge-vit": edge_vit_grid,
+    "edge-width": edge_width_grid,
     "fashion-mnist": fashion_grid,
     "newtask": newtask_grid,
     "newtask-groups": groups_grid,
