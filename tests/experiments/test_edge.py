@@ -13,6 +13,7 @@ from cut.records import machine
 from experiments import delivery, devices, edge, figures, plots, tables, targets
 from experiments.delivery import Delivery, Form
 from experiments.grid import Grid, Row
+from experiments.recipe import RECOVERY
 from experiments.results import collect, tidy
 from tests.experiments.grid_records import by_id, cell, dense_cell, record
 
@@ -110,7 +111,7 @@ def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_bette
     for method, rows in frame[frame["fitted_on"] < edge.FITTED_VIT].groupby("method"):
         assert list(rows["backbone_rate"]) == list(edge.BACKBONE_RATES)
         assert rows["delta_m"].notna().all()
-        own = edge.CHOSEN.get((edge.VIT, method), {}).get(edge.BACKBONE_RATE, edge.BACKBONE_RATES[0])
+        own = edge.CHOSEN.get((edge.VIT, method), {}).get(edge.BACKBONE_RATE, RECOVERY[edge.VIT][edge.BACKBONE_RATE])
         assert own == rows["backbone_rate"][rows["delta_m"].idxmax()], method
     fits = frame[(frame["method"] == "cut-channels-plus") & (frame["backbone_rate"] == 0.03)].set_index("fitted_on")
     assert fits["delta_m"][edge.FITTED_VIT] > fits["delta_m"][edge.FITTED]
