@@ -100,7 +100,7 @@ SMOKE ?=
 $(PAPERS:%=table-%): table-%: $(STAMP)
 	$(PY) -m experiments.published $* $(if $(DATA),--data $(DATA)) $(if $(filter-out 0,$(SMOKE)),--small) --workers $(WORKERS) $(if $(filter 0,$(RUN)),--render)
 
-TABLES := rates highrate changes rooms recovery methods fusion subsets backbones edge edge-vit channels newtask fashion-mnist
+TABLES := rates highrate changes rooms recovery methods fusion subsets backbones edge edge-vit edge-width channels newtask fashion-mnist
 $(TABLES:%=table-%): # named, so that make knows them and completes them
 
 figures: $(STAMP) ## Draw docs/figures from committed records

@@ -76,6 +76,7 @@ class Grid:
 
     def _all(self) -> Iterator[Cell]:
         yield from self.longer.values()
+        yield from self.against.values()
         for row in self.rows:
             for run in row.runs:
                 yield from run

@@ -117,6 +117,18 @@ def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_bette
     assert fits["delta_m"][edge.FITTED_VIT] > fits["delta_m"][edge.FITTED]
 
 
+def test_a_narrow_networks_rate_is_the_best_on_validation_of_those_tried_for_its_model():
+    grid = edge.edge_width_grid()
+    frame = tidy(grid, collect(grid, tables.ROOT / "experiments/records" / grid.folder))
+    assert set(frame["model"]) == set(edge.MODELS) and grid.split == "val"
+    for model, rows in frame.groupby("model"):
+        assert list(rows["learning_rate"]) == sorted(edge.WIDTH_RATES[model])
+        assert rows["delta_m"].notna().all()
+        best = rows["learning_rate"][rows["delta_m"].idxmax()]
+        assert edge.WIDTH_RATES[model][0] == best
+        assert min(edge.WIDTH_RATES[model]) < best < max(edge.WIDTH_RATES[model]), "the best is not at the border"
+
+
 def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
     one = of(grid, "width", 0.5)[0]
     begun = edge.start("mobilenetv2", 1)

@@ -150,6 +150,7 @@ CHANGED: dict[str, set[str]] = {
     "backbones": {LR},
     "edge": {LR, "pruning.tasks", BACKBONE_RATE},  # the ViT's is chosen on validation, for rivals too
     "edge-vit": {BACKBONE_RATE},
+    "edge-width": set(),  # nothing is cut
     "channels": {LR, "pruning.floor"},
 }
 
