@@ -4,7 +4,8 @@
 
 takes the compact models that the sweep kept (``python -m experiments.sweep edge --models``), exports each to ONNX
 Runtime and ExecuTorch, some in int8 too, times all its files in turns with the dense model's, and judges the int8 ones
-on the test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again.
+on the test set. One JSON per run in ``experiments/records/delivery``. A run with such a file is not measured again, nor
+is one whose network has the same layers as a measured one: only the accuracy in int8 depends on weights.
 """
 
 from __future__ import annotations
@@ -124,13 +125,23 @@ def read(path: str | Path) -> Delivery:
 
 
 def collect(grid: Grid, folder: str | Path = FOLDER) -> dict[str, Delivery]:
-    """Id to delivery of the grid's cells that have one.
+    """Id to delivery of the grid's cells that have one, be it that of a cell with the same layers.
 
     Raises:
         ValueError: If a file is damaged.
     """
-    paths = {c.id: Path(folder) / f"{c.id}.json" for c in grid.cells()}
-    return {name: read(path) for name, path in paths.items() if path.is_file()}
+    found = {c.id: measured(c, grid, folder) for c in grid.cells()}
+    return {name: read(path) for name, path in found.items() if path}
+
+
+def measured(cell: Cell, grid: Grid, folder: str | Path, alike: bool = True) -> Path | None:
+    """The file of a cell's delivery, else, if ``alike``, of one with the same layers, else None.
+
+    Sizes and times are those of the layers, whatever the weights are.
+    """
+    others = grid.alike.get(cell.id, ()) if alike else ()
+    paths = [Path(folder) / f"{one.id}.json" for one in (cell, *others)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def references(grid: Grid) -> dict[str, Cell]:
@@ -332,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, by_id = references(grid), {c.id: c for c in grid.cells()}
     beside, first = {c.id for c in shown(grid)}, min((c.seed for c in by_id.values()), default=0)
     wanted = [by_id[name] for name in known if args.every_seed or by_id[name].seed == first]
-    todo = [c for c in wanted if not (args.out / f"{c.id}.json").is_file()]
+    todo = [c for c in wanted if not measured(c, grid, args.out, alike=c.method not in args.int8)]
     jobs = [(c, known[c.id], args.runs, c.method in args.int8 and c.seed == first, c.id in beside) for c in todo]
     if args.workers > 1:
         ahead(jobs, args.workers)

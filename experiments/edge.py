@@ -130,6 +130,11 @@ def scaled(width: float, model: str, tasks: Sequence[str], seed: int, rate: floa
     return Cell(begun.configs, settings)
 
 
+def other_rates(width: float, model: str, tasks: Sequence[str], seed: int) -> tuple[Cell, ...]:
+    """The same narrow network at the learning rates that were tried and not chosen."""
+    return tuple(scaled(width, model, tasks, seed, rate) for rate in WIDTH_RATES[model][1:])
+
+
 def wanted() -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Model, kept tasks and method of everything that is cut to latencies."""
     for model in MODELS:
@@ -151,6 +156,7 @@ def edge_grid() -> Grid:
     """CUT, Torch-Pruning's importances and narrower networks at the same latencies."""
     rows: list[Row] = []
     against: dict[str, Cell] = {}
+    alike: dict[str, tuple[Cell, ...]] = {}
     unknown = 0
     for model, seeds in MODELS.items():
         for tasks in selections(model):
@@ -164,6 +170,7 @@ def edge_grid() -> Grid:
                     rows.append(Row(method, tuple((c,) for c in cells), {"latency": latency}))
                     if method == WIDTH:
                         against |= {c.id: start(model, s) for c, s in zip(cells, seeds, strict=True)}
+                        alike |= {c.id: other_rates(found[latency], model, tasks, c.seed) for c in cells}
     for sparsity in WEIGHTS:
         cell = pruned("cut", sparsity, 1, WITH_SCENE, start(VIT, 1), model=VIT, settings=SETTINGS[VIT])
         rows.append(Row("cut", ((cell,),), {"latency": 1.0}))
@@ -171,7 +178,7 @@ def edge_grid() -> Grid:
     if unknown:
         note += f" {unknown} shapes are not measured yet (python -m experiments.shapes)."
     title = "Delta_m at equal latency"
-    return Grid("edge", title, tuple(rows), against=against, note=note, by_file=True, by_task=True)
+    return Grid("edge", title, tuple(rows), against=against, alike=alike, note=note, by_file=True, by_task=True)
 
 
 PER_LAYER = {"class_path": "cut.scores.PerLayer", "init_args": {"scorer": {"class_path": "cut.scores.Sensitivity"}}}
@@ -242,7 +249,9 @@ def edge_width_grid() -> Grid:
     tasks, rows = SELECTIONS[0], []
     for model, tried in WIDTH_RATES.items():
         width = known(model, tasks, WIDTH).get(0.5)
-        for rate in sorted(tried) if width is not None else ():
+        if width is None:
+            continue
+        for rate in sorted(tried):
             cell = scaled(width, model, tasks, 1, rate)
             rows.append(Row(WIDTH, ((cell,),), {"model": model, "learning_rate": rate}, level=0.5))
     against = {row.runs[0][0].id: start(row.variant["model"], 1) for row in rows}

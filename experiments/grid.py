@@ -39,6 +39,7 @@ class Grid:
         rows: In the order of the table.
         longer: Id of a dense cell to the cell of the same model trained for the extra steps.
         against: Id of a cell to the dense cell that it is compared with, where it does not start from that one.
+        alike: Id of a cell to others whose networks have the same layers: their files take the same time and space.
         selection: Which epoch the table reports.
         split: Whose metrics it reports: ``test``, or ``val`` where the table is there to choose something by.
         note: What a reader should know, for the caption.
@@ -55,6 +56,7 @@ class Grid:
     rows: tuple[Row, ...]
     longer: dict[str, Cell] = field(default_factory=dict)
     against: dict[str, Cell] = field(default_factory=dict)
+    alike: dict[str, tuple[Cell, ...]] = field(default_factory=dict)
     selection: Selection = "last"
     split: Literal["test", "val"] = "test"
     note: str = ""

@@ -235,6 +235,27 @@ def test_the_command_measures_what_has_no_delivery(tmp_path, monkeypatch, capsys
     assert main([*line, "--workers", "0"]) == 2 and "at least 1" in capsys.readouterr().err
 
 
+def test_one_with_the_layers_of_a_measured_one_is_not_measured_unless_in_int8(tmp_path, monkeypatch):
+    dense, cut = cells()
+    other = Cell(cut.configs, {**cut.settings, "model.init_args.optimizer.init_args.lr": 3e-4}, cut.start)
+    rows = (Row("dense-longer", ((dense,),)), Row("cut-channels", ((other,),)))
+    grid = Grid("edge", "Edge", rows, alike={other.id: (cut,)})
+    monkeypatch.setattr(delivery, "GRIDS", {"edge": lambda: grid})
+    asked = []
+
+    def stub(cell, reference, *_):
+        asked.append(cell.id)
+        return delivery.Delivery(cell.id, reference.id, (), 1, 0.0, {})
+
+    monkeypatch.setattr(delivery, "deliver", stub)
+    stub(cut, dense).write(tmp_path)
+    assert delivery.collect(grid, tmp_path)[other.id].run == cut.id
+    line = ["edge", "--runs", str(tmp_path), "--out", str(tmp_path), "--busy"]
+    assert main([*line, "--int8", "dense-longer"]) == 0 and asked == [cut.id, dense.id]
+    assert main(line) == 0 and asked == [cut.id, dense.id, other.id], "accuracy in int8 is its own weights'"
+    assert delivery.collect(grid, tmp_path)[other.id].run == other.id
+
+
 def test_of_several_seeds_the_first_is_measured_unless_all_are_wanted(tmp_path, monkeypatch):
     start = [Cell((*CONFIGS, "pruning/dense"), {"seed_everything": s}) for s in (1, 2)]
     dense = [Cell((*CONFIGS, "pruning/dense-longer"), {"seed_everything": s.seed}, s) for s in start]
