@@ -62,9 +62,9 @@ CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
 # were tried, the chosen one first (docs/tables/edge-width.md).
 FROM_NOTHING: dict[str, dict[str, Any]] = {VIT: {BACKBONE_RATE: 1.0}}
 WIDTH_RATES: dict[str, tuple[float, ...]] = {
-    "mobilenetv2": (2e-3, 6e-3, 2e-2, 6e-2, 6e-4),
-    "resnet18": (2e-3, 6e-3, 2e-2, 6e-4),
-    VIT: (2e-4, 6e-4, 2e-3, 6e-3),
+    "mobilenetv2": (2e-2, 6e-2, 6e-3, 2e-3, 6e-4),
+    "resnet18": (6e-3, 2e-2, 2e-3, 6e-4),
+    VIT: (2e-3, 6e-3, 6e-4, 2e-4),
 }
 PICTURES, BATCH, STEPS = 1000, 16, 200  # of Rooms' training part; of a batch; of the recipe's recovery
 Shares = Mapping[str, Mapping[str, Mapping[str, Mapping[float, float]]]]
