@@ -126,6 +126,12 @@ def test_a_narrow_networks_rate_is_the_best_on_validation_of_those_tried_for_its
         assert rows["delta_m"].notna().all()
         best = rows["learning_rate"][rows["delta_m"].idxmax()]
         assert edge.WIDTH_RATES[model][0] == best
+        assert all(
+            grid.against[c.id].id == edge.start(model, 1).id
+            for r in grid.rows
+            for (c,) in r.runs
+            if model in c.configs[2]
+        )
         assert min(edge.WIDTH_RATES[model]) < best < max(edge.WIDTH_RATES[model]), "the best is not at the border"
 
 
@@ -140,7 +146,9 @@ def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
     assert one.config["model"]["init_args"]["width"] == 0.55
     assert one.config["model"]["init_args"]["network"]["weights"] is None
     assert grid.against[one.id].id == begun.id
-    assert one.config["model"]["init_args"]["optimizer"] == begun.config["model"]["init_args"]["optimizer"]
+    own, dense = (c.config["model"]["init_args"]["optimizer"] for c in (one, begun))
+    rate = {"lr": edge.WIDTH_RATES["mobilenetv2"][0]}
+    assert own == {**dense, "init_args": {**dense["init_args"], **rate}}
 
 
 def test_every_cut_is_timed_against_the_dense_model_with_the_same_tasks(grid):
