@@ -190,8 +190,8 @@ class Parameters(Counted):
     """
 
     def __init__(self, target: int) -> None:
-        if target < 1:
-            raise ValueError(f"parameter budget {target}; allowed: at least 1")
+        if not 1 <= target < math.inf:
+            raise ValueError(f"parameter budget {target}; allowed: at least 1, and finite")
         self.target, self.told = int(target), f"a budget of {int(target)} parameters"
 
     def total(self, size: Size) -> int:

@@ -88,15 +88,20 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
     folder = Path(folder)
     spec = read_spec(folder)
     _check_spec(spec, builder)
+    network = builder() if builder is not None else _build_own(spec["network"])
+    _check_fit(network, spec["tensors"])
     tensors = read_tensors(folder, spec)
-    network = _filled(builder() if builder is not None else _build_own(spec["network"]), spec, tensors)
+    network = _filled(network, spec, tensors)
     if builder is None and any(t.is_meta for t in _tensors(network)):
         network = _filled(_build_own(spec["network"], computed=True), spec, tensors)
     if spec["tasks"] is not None and spec["kind"] == _OWN:
         network.select(spec["tasks"])  # type: ignore[operator]
     elif spec["tasks"] is not None:
         network = TaskSubset(network, spec["tasks"])
-    return network.eval()
+    network.eval()
+    if builder is None:
+        _check_runs(network)
+    return network
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
@@ -177,6 +182,41 @@ def _check_spec(spec: Mapping[str, Any], builder: Callable[[], nn.Module] | None
             raise ValueError(f"the model file is not valid: {key!r} is missing or has a wrong value")
     if spec["kind"] == _FOREIGN and builder is None:
         raise ValueError("the model file is of a foreign network: give load() a builder of the dense network")
+
+
+def _check_fit(network: nn.Module, entries: Mapping[str, Any]) -> None:
+    """Refuse tensors that are larger than the dense network's, or of another kind, before any is read."""
+    for name, dense in network.state_dict(keep_vars=True).items():
+        if name not in entries:
+            continue
+        shape, dtype = entries[name]["shape"], getattr(torch, entries[name]["dtype"])
+        larger = len(shape) != dense.ndim or any(s > d for s, d in zip(shape, dense.shape, strict=True))
+        if larger or dtype.is_floating_point != dense.is_floating_point():
+            found, wanted = f"{tuple(shape)} of {dtype}", f"{tuple(dense.shape)} of {dense.dtype}"
+            raise ValueError(f"the model file does not fit the network: {name} is {found}, dense it is {wanted}")
+
+
+def _check_runs(network: Any) -> None:
+    """Refuse one of our networks whose layers do not fit each other: a picture has to go through.
+
+    A small one, or, since some backbones take one size only, one of the size that theirs was made for.
+    """
+    from timm.models import get_pretrained_cfg
+
+    from cut.network import picture_size
+
+    made_for = get_pretrained_cfg(network.config.backbone)
+    pictures = [picture_size(network), *([made_for.input_size[-2:]] if made_for else [])]
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    problem: Exception | None = None
+    for size in pictures:
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, 3, *size, dtype=dtype))
+            return
+        except Exception as error:  # layers that do not fit each other fail in many ways
+            problem = problem or error
+    raise ValueError(f"the model file is not valid: no picture goes through its network: {problem}") from problem
 
 
 def _is_list_of(value: Any, types: tuple[type, ...]) -> bool:

@@ -153,16 +153,23 @@ def parity(path: str | Path, network: nn.Module, batches: Iterable[Tensor]) -> d
     Raises:
         ValueError: If the file is not readable or there are no inputs.
     """
+    return {name: difference for name, (difference, _) in _compared(path, network, batches).items()}
+
+
+def _compared(path: str | Path, network: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+    """The largest difference of each output, and PyTorch's largest value of it."""
     opened = open_file(path, torch.get_num_threads())
-    worst: dict[str, float] = {}
+    worst: dict[str, tuple[float, float]] = {}
     with evaluating(network):
         for image in batches:
             expected = network(image)
             for name, found in opened.run(image.cpu().numpy()).items():
-                difference = float((expected[name].cpu() - torch.from_numpy(found)).abs().max())
+                own = expected[name].cpu()
+                difference = float((own - torch.from_numpy(found)).abs().max())
                 # max() would drop a NaN, and with it the worst fault there is.
                 difference = difference if math.isfinite(difference) else math.inf
-                worst[name] = max(worst.get(name, 0.0), difference)
+                before = worst.get(name, (0.0, 0.0))
+                worst[name] = max(before[0], difference), max(before[1], float(own.abs().max()))
     if not worst:
         raise ValueError(f"no inputs to compare {path} on; give at least one batch")
     return worst
@@ -173,12 +180,19 @@ def check_parity(
 ) -> dict[str, float]:
     """:func:`parity`, refused where a task differs by more than the tolerance.
 
+    Args:
+        path: As of :func:`parity`.
+        network: Likewise.
+        batches: Likewise.
+        tolerance: Of an output whose values are up to 1; where they are larger, in proportion to the largest.
+
     Raises:
         ValueError: Naming the task and its difference.
     """
-    worst = parity(path, network, batches)
-    for task, difference in worst.items():
-        if difference > tolerance:
-            message = f"output {task!r} differs from PyTorch by {difference:.2e}, more than {tolerance:.0e}"
+    worst = _compared(path, network, batches)
+    for task, (difference, largest) in worst.items():
+        allowed = tolerance * max(1.0, largest)
+        if difference > allowed or difference == math.inf:
+            message = f"output {task!r} differs from PyTorch by {difference:.2e}, more than {allowed:.0e}"
             raise ValueError(f"{path}: {message}")
-    return worst
+    return {task: difference for task, (difference, _) in worst.items()}

@@ -7,6 +7,7 @@ unit (or one rounding step), and smaller limits give nested choices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -63,7 +64,7 @@ def _share_or_number(target: float, dense: float) -> float:
 
 
 def _check_target(what: str, target: float) -> float:
-    if not target > 0:
+    if not 0 < target < math.inf:
         raise ValueError(f"{what} {target}; allowed: above 0 (up to 1 a share of the dense model's, else a number)")
     return float(target)
 
@@ -150,7 +151,7 @@ class _Order:
         self.place = dict(zip(values, place.split([len(v) for v in values.values()]), strict=True))
         self.least = sum(int(f.sum()) for f in first.values())
         self.free = {n: int((~g).sum()) for n, g in gone.items()}
-        self.steps = {g.name: max(1, multiple // g.width) for g in groups}
+        self.steps = {g.name: multiple // math.gcd(multiple, g.width) for g in groups}
 
     @property
     def most(self) -> int:
@@ -226,8 +227,9 @@ def most_units(
 def _out_of_reach(limits: Amounts, cost: UnitCost, reached: Amounts) -> str:
     """Which limit cannot be met, and how far units go."""
     measure = next(m for m, most in limits.items() if reached[m] > most)
-    share = reached[measure] / cost.dense[measure]
+    besides = cost.file_overhead if measure == "bytes" else 0  # as a budget of bytes is of the whole file
+    need, dense = reached[measure] + besides, cost.dense[measure] + besides
     return (
-        f"a budget of {limits[measure]:.4g} {measure} is out of reach: floor and what is never cut need "
-        f"{reached[measure]:.4g} ({share:.1%} of the dense model's); raise the budget or lower the floor"
+        f"a budget of {limits[measure] + besides:.4g} {measure} is out of reach: floor, rounding and what is never cut "
+        f"need {need:.4g} ({need / dense:.1%} of the dense model's); raise the budget, or lower floor or rounding"
     )

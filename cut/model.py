@@ -15,9 +15,9 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from cut.decomposition import check_tasks
-from cut.network import MultiTaskNet, NetworkConfig
+from cut.network import MultiTaskNet, NetworkConfig, picture_size
 from cut.tasks import Task
-from cut.widths import MULTIPLE, check_width, narrowed, picture_size
+from cut.widths import MULTIPLE, check_width, narrowed
 
 Schedule = Literal["constant", "cosine", "onecycle"]
 Interval = Literal["step", "epoch"]

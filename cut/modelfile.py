@@ -253,6 +253,8 @@ def read_tensors(folder: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
             return {name: _read(file, name, entry) for name, entry in spec["tensors"].items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # what a few bytes say may take more memory than there is
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _check_stored(file: Any, entries: Mapping[str, Any], path: Path) -> None:

@@ -15,6 +15,7 @@ from cut.decomposition import check_tasks
 from cut.heads import ASPPHead, LightHead, LinearHead
 
 HEADS, RESIZES = ("light", "aspp"), ("never", "patch")
+SIDE = 64  # pixels of a small picture: every stage of a CNN of stride 32 has a map of more than one position
 
 
 @dataclass(frozen=True)
@@ -213,3 +214,14 @@ class MultiTaskNet(nn.Module):
             return cls(outputs, image_level, NetworkConfig(**config))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a network spec: {error}") from error
+
+
+def picture_size(network: MultiTaskNet) -> tuple[int, int]:
+    """Height and width of a picture that the network takes: ``img_size`` if it is set, else a small one."""
+    if network.config.img_size is not None:
+        return network.config.img_size
+    if network.patch is None:
+        return SIDE, SIDE
+    if network.dynamic:
+        return 2 * network.patch[0], 2 * network.patch[1]
+    return backbones.grid_pixels(network.backbone)

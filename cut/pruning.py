@@ -16,7 +16,7 @@ from cut.allocation import LayerSparsity
 from cut.budget import Budget, Sparsity
 from cut.decomposition import check_tasks, kept_parameters, owners
 from cut.fusion import FallingVote, Fusion, Vote
-from cut.limits import OnlyUnits
+from cut.limits import OnlyUnits, UnitBudget
 from cut.masks import apply_mask, make_mask, overlap, sparsity, task_masks
 from cut.recalibration import recalibrate
 from cut.reconstruction import check_fittable, reconstruct, unfittable
@@ -26,7 +26,7 @@ from cut.schedules import OneShot, Schedule
 from cut.scorebatches import ScoringBatches
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
-from cut.structured import Channels, Plan, chosen_units, make_unit_mask, plan
+from cut.structured import Channels, Plan, check_reach, chosen_units, make_unit_mask, plan
 
 
 class Pruning(Callback):
@@ -100,7 +100,7 @@ class Pruning(Callback):
             raise ValueError(f"fit_to {fit_to!r}; allowed: 'round', 'dense'")
         if regrowth is not None and units != "weights":
             raise ValueError("regrowth moves single weights; allowed with units='weights' only")
-        self.units, self.rounding, self.cap = chosen_units(units, budget, rounding, cap), rounding, cap
+        self.units, self.rounding, self.cap = chosen_units(units, budget, rounding, cap, floor), rounding, cap
         self._plan: Plan | None = None
         self.budget, self.tasks, self.rounds = budget, tasks, rounds
         self.rewind, self.regrowth, self.recalibrate = rewind, regrowth, recalibrate
@@ -183,6 +183,8 @@ class Pruning(Callback):
                 check_fittable(module.network, kept_parameters(module.network, used, tasks))
             if self.units is not None:
                 self._plan = plan(module.network, first, module.losses, tasks)
+                if isinstance(self.budget, UnitBudget):
+                    check_reach(self._plan, self.budget, self.floor, self.rounding)
         finally:
             module.network.select(tasks)
 

@@ -151,6 +151,8 @@ def _narrow(
     high_value = value(high)
     if high_value <= target:
         return high
+    if lowest == high:
+        return None
     low, low_value = 0.0, 0.0  # nothing takes no time: a guess, replaced by the first model that is fast enough
     for left in range(most - 2, -1, -1):
         if low and (high - low <= resolution or low_value >= target * (1 - tolerance)):
@@ -173,8 +175,8 @@ def _narrow(
 
 
 def _check(highest: float, lowest: float, tolerance: float, resolution: float, most: int) -> None:
-    if not 0 < lowest < highest <= 1:
-        raise ValueError(f"densities {lowest} to {highest}; allowed: 0 < lowest < highest <= 1")
+    if not 0 < lowest <= highest <= 1:
+        raise ValueError(f"densities {lowest} to {highest}; allowed: 0 < lowest <= highest <= 1")
     if not 0 <= tolerance < 1 or resolution <= 0 or most < 2:
         raise ValueError(
             f"tolerance {tolerance}, resolution {resolution}, most {most}; "

@@ -18,9 +18,11 @@ from cut.export import export_onnx
 from cut.fusion import Vote
 from cut.limits import MACs, Together, UnitBudget
 from cut.masks import apply_mask
+from cut.records import machine
 from cut.scores import Scorer, Sensitivity
 from cut.search import Found, Target, clock, search
 from cut.selection import Mask
+from cut.snapshot import digest
 from cut.structured import Plan, make_unit_mask, plan
 from cut.units import cut_units
 
@@ -75,7 +77,7 @@ def fast_enough(
         highest: The density that other budgets allow.
         tolerance: A model at most so much faster than the target ends the search, relative; smaller takes more models.
         cache: See :func:`cut.search.search`.
-        key: Likewise.
+        key: What the masks depend on besides the model's weights, the tasks and the example, which always count.
         progress: Show a bar.
         timing: As of :func:`cut.latency.compare`: ``threads``, ``repeats``, ``rounds`` and so on.
 
@@ -86,6 +88,10 @@ def fast_enough(
         raise ValueError(f"a latency budget needs pictures [N, 3, H, W]; the example is {list(example.shape)}")
     size = [int(s) for s in example.shape[-2:]]
     example = example[:PICTURES]
+
+    about: dict[str, Any] = {"weights": digest(model.state_dict()), "tasks": list(tasks)}
+    about |= {"example": digest({"": example}), "suffix": suffix, "timing": repr(sorted(timing.items()))}
+    about |= {"machine": machine()}
 
     with tempfile.TemporaryDirectory() as folder:
 
@@ -104,23 +110,23 @@ def fast_enough(
             lowest=lowest,
             tolerance=tolerance,
             cache=cache,
-            key=key,
+            key={**about, **(key or {})},
             progress=progress,
         )
     return mask_of(found.density), found
 
 
 def _reachable(mask_of: Callable[[float], Mask], highest: float) -> float:
-    """About the smallest density that floors and what is never cut allow."""
-    density = LOWEST
+    """About the smallest density that floors and what is never cut allow; the highest, if no smaller one."""
+    density = min(LOWEST, highest)
     while True:
         try:
             mask_of(density)
             return density
         except ValueError:
-            if density * STEP >= highest:
+            if density >= highest:
                 raise
-            density = round(density * STEP, 6)
+            density = min(round(density * STEP, 6), highest)
 
 
 def density_of(units: Plan, mask: Mask) -> float:
@@ -192,6 +198,9 @@ def prune_to_latency(
 
     example = (inputs or network_input)(batches[0]).detach()
     highest = density_of(known, mask_of(1.0)) if budgets else 1.0
+    told: dict[str, Any] = {"share": share, "floor": floor_share, "rounding": rounding}
+    told |= {"scores": {t: digest(per) for t, per in scores.items()}, "budgets": [repr(vars(b)) for b in budgets]}
+    options["key"] = {**told, **(options.get("key") or {})}
     mask, found = fast_enough(whole, mask_of, tasks, example, target, highest=highest, **options)
     apply_mask(model, mask)
     return mask, found

@@ -22,7 +22,10 @@ from cut.selection import Mask, best_per_layer
 from cut.slots import Group
 from cut.stub import TaskSubset
 from cut.unitcost import Amounts, UnitCost
-from cut.units import Reduce, check_reduce, cut_units, find_groups, unit_scores, weight_mask
+from cut.units import Reduce, check_reduce, cut_units, find_units, unit_scores, weight_mask
+
+_FILTER = "module."  # before the names of a network that is in a filter over its outputs
+_SPARE = 1.05  # what is out of reach for any choice of units is found before there are scores, but for so much
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Plan:
     Attributes:
         groups: The units; names are those of the whole model's parameters.
         cost: What a choice of them takes.
+        blockers: Names of what keeps other layers whole.
     """
 
     groups: list[Group]
     cost: UnitCost
+    blockers: tuple[str, ...] = ()
 
 
 def plan(
@@ -65,9 +70,10 @@ def plan(
     kept: Any = keep_tasks(model, tasks, example)
     kept = kept.module if isinstance(kept, TaskSubset) else kept
     subset = kept if set(_outputs(kept, example)) == set(tasks) else TaskSubset(kept, tasks)
-    groups = find_groups(subset, example, shared=_prefixed(shared, subset) if len(losses) > 1 else None)
-    groups = [_unprefixed(g) for g in groups] if isinstance(subset, TaskSubset) else groups
-    return Plan(groups, UnitCost(kept, groups, example))
+    found = find_units(subset, example, shared=_prefixed(shared, subset) if len(losses) > 1 else None)
+    groups = [_unprefixed(g) for g in found.groups] if isinstance(subset, TaskSubset) else found.groups
+    blockers = tuple(name.removeprefix(_FILTER) if subset is not kept else name for name in found.blockers)
+    return Plan(groups, UnitCost(kept, groups, example, subset), blockers)
 
 
 def _outputs(network: nn.Module, example: Tensor) -> Mapping[str, Tensor]:
@@ -77,13 +83,13 @@ def _outputs(network: nn.Module, example: Tensor) -> Mapping[str, Tensor]:
 
 def _prefixed(names: set[str], network: nn.Module) -> set[str]:
     """Parameter names as a filter over outputs has them."""
-    return {f"module.{n}" for n in names} if isinstance(network, TaskSubset) else names
+    return {_FILTER + n for n in names} if isinstance(network, TaskSubset) else names
 
 
 def _unprefixed(group: Group) -> Group:
     """A group by the names of the network within a filter over outputs."""
-    slots = tuple(type(s)(s.name.removeprefix("module."), s.dim, s.unit) for s in group.slots)
-    return Group(group.name.removeprefix("module."), group.units, slots)
+    slots = tuple(type(s)(s.name.removeprefix(_FILTER), s.dim, s.unit) for s in group.slots)
+    return Group(group.name.removeprefix(_FILTER), group.units, slots)
 
 
 def make_unit_mask(
@@ -124,7 +130,7 @@ def make_unit_mask(
         inputs: How to get the network's input from a batch.
         reduce: How the scores of a unit's weights become one, see :func:`cut.units.unit_scores`.
         rounding: Channels that every group keeps are a multiple of this, where it has that many.
-        cap: The largest share of every group's units that may stay.
+        cap: The largest share of every group's units that may stay; with ``rounding``, as many as a multiple allows.
         inside: A budget of single weights that is met inside the units that are left; its zeros include those of cut
             units.
         units: What :func:`plan` gave for this model and these tasks, if it is known.
@@ -135,7 +141,7 @@ def make_unit_mask(
     Raises:
         ValueError: For a bad selection or choice, a model without units, or a budget that cannot be met.
     """
-    check_choices(rounding, cap)
+    check_choices(rounding, cap, floor_share)
     budget = budget or Sparsity(0.5)
     check_unit_budget(budget)
     known = units or plan(model, batch, losses, tasks, inputs)
@@ -147,7 +153,7 @@ def make_unit_mask(
     back = _never_kept(ranking, before, cap)
     front = best_of_every_group(ranking, floor_share) or best_per_layer(ranking, dict.fromkeys(back, 1))
     limits = _limits(budget, known.cost, fraction)
-    kept = most_units(ranking, known.cost, limits, front=front, back=back, multiple=rounding)
+    kept = _most(known, ranking, limits, front=front, back=back, multiple=rounding)
     names = {n for per in scores.values() for n in per}
     mask = weight_mask(model, known.groups, kept, sorted(names & set(prunable(model))))
     mask = {n: m & cut[n].to(m.device) if cut and n in cut else m for n, m in mask.items()}
@@ -168,6 +174,35 @@ def make_unit_mask(
         inputs=inputs,
     )
     return {**mask, **{n: m & mask[n] if n in mask else m for n, m in within.items()}}
+
+
+def _most(known: Plan, ranking: Ranking, limits: Amounts, **options: Any) -> Mask:
+    """:func:`cut.limits.most_units`, which also says what is never cut if that makes a budget impossible."""
+    try:
+        return most_units(ranking, known.cost, limits, **options)
+    except ValueError as error:
+        if not known.blockers:
+            raise
+        more = f" and {len(known.blockers) - 3} more" if len(known.blockers) > 3 else ""
+        raise ValueError(f"{error}; whole because of: {', '.join(known.blockers[:3])}{more}") from error
+
+
+def check_reach(known: Plan, budget: UnitBudget, floor_share: float = 0.05, rounding: int = 1) -> None:
+    """Refuse a budget that no choice of units meets, before there are scores.
+
+    Args:
+        known: The units.
+        budget: The budget.
+        floor_share: See :func:`make_unit_mask`.
+        rounding: Likewise.
+
+    Raises:
+        ValueError: If even what the floor keeps takes clearly more; the message says how far units go.
+    """
+    ranking = Vote(0.5)({"": {g.name: torch.zeros(g.units) for g in known.groups}})
+    front = best_of_every_group(ranking, floor_share) or best_per_layer(ranking, {g.name: 1 for g in known.groups})
+    limits = {measure: most * _SPARE for measure, most in _limits(budget, known.cost, 1.0).items()}
+    _most(known, ranking, limits, front=front, multiple=rounding)
 
 
 def _limits(budget: UnitBudget, cost: UnitCost, fraction: float) -> Amounts:
@@ -199,12 +234,14 @@ def _best(ranking: Ranking, counts: Mapping[str, int]) -> list[Tensor]:
     return [found[n] for n in counts]
 
 
-def check_choices(rounding: int, cap: float) -> None:
-    """Refuse numbers that :func:`make_unit_mask` does not have."""
+def check_choices(rounding: int, cap: float, floor_share: float = 0.0) -> None:
+    """Refuse numbers that :func:`make_unit_mask` does not have, or that contradict each other."""
     if rounding < 1:
         raise ValueError(f"rounding {rounding}; allowed: 1 (not at all) or a number of channels such as 4, 8, 16")
     if not 0 < cap <= 1:
         raise ValueError(f"cap {cap}; allowed: above 0, up to 1 (a share of every layer's units)")
+    if floor_share > cap:
+        raise ValueError(f"floor {floor_share:g} is above cap {cap:g}; allowed: a floor up to the cap")
 
 
 def check_unit_budget(budget: Any) -> None:
@@ -234,7 +271,11 @@ class Channels:
 
 
 def chosen_units(
-    units: Channels | Literal["weights", "channels"], budget: Any, rounding: int = 1, cap: float = 1.0
+    units: Channels | Literal["weights", "channels"],
+    budget: Any,
+    rounding: int = 1,
+    cap: float = 1.0,
+    floor_share: float = 0.0,
 ) -> Channels | None:
     """How to cut by whole units, None for single weights; checked against the budget, before any work.
 
@@ -243,11 +284,12 @@ def chosen_units(
         budget: The budget, None for none.
         rounding: See :func:`make_unit_mask`.
         cap: Likewise.
+        floor_share: Likewise; it may not be above the cap.
 
     Raises:
         ValueError: For another word, bad numbers, or a budget that these units cannot meet.
     """
-    check_choices(rounding, cap)
+    check_choices(rounding, cap, floor_share)
     if units == "weights":
         if isinstance(budget, OnlyUnits):
             raise ValueError(budget.refusal())

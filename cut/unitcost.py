@@ -61,17 +61,23 @@ class UnitCost:
         network: The dense network, with the kept tasks only and in eval mode; not changed.
         groups: Its units.
         example: An input; the counts are for its first entry.
+        saved: What is saved of it, where that is the network in a filter over its outputs.
 
     Attributes:
         groups: The units.
         dense: The amounts with all units.
+        facts: Bytes of the facts that are saved with the model, which its file's size includes.
     """
 
-    def __init__(self, network: nn.Module, groups: Sequence[Group], example: Tensor) -> None:
+    facts: int = 0
+
+    def __init__(
+        self, network: nn.Module, groups: Sequence[Group], example: Tensor, saved: nn.Module | None = None
+    ) -> None:
         from cut.cost import macs
 
         self.groups = list(groups)
-        self._network = network
+        self._saved = saved or network
         positions, tokens = _watched(network, example[:1])
         self._tensors = _sized(network, self.groups, positions)
         attention = dict(plain_attention(network))
@@ -114,13 +120,17 @@ class UnitCost:
     def _head_macs(self, kept: Mapping[str, Tensor]) -> int:
         return sum(each * int(kept[name].sum()) for name, each in self._heads.items())
 
-    @cached_property
+    @property
     def file_overhead(self) -> int:
-        """Bytes that the saved dense network takes beside its tensors: names and shapes, no fewer for smaller ones."""
+        """Bytes that the saved network takes beside its tensors: facts, names, shapes; no fewer for smaller ones."""
+        return self._names + self.facts
+
+    @cached_property
+    def _names(self) -> int:
         from cut.checkpoint import save
 
         with tempfile.TemporaryDirectory() as folder:
-            return save(self._network, Path(folder) / "model", sparse=False) - int(self.dense["bytes"])
+            return save(self._saved, Path(folder) / "model", sparse=False) - int(self.dense["bytes"])
 
     def unit_macs(self) -> dict[str, Tensor]:
         """Multiply-accumulates of each unit in the dense network: what makes it and what reads it, float64."""

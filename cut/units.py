@@ -103,6 +103,17 @@ def find_groups(
     inputs: Inputs | None = None,
     shared: Collection[str] | None = None,
 ) -> list[Group]:
+    """The groups of :func:`find_units`, which see."""
+    return find_units(network, batch, inputs=inputs, shared=shared).groups
+
+
+def find_units(
+    network: nn.Module,
+    batch: Any,
+    *,
+    inputs: Inputs | None = None,
+    shared: Collection[str] | None = None,
+) -> Units:
     """All units of a network that can be cut exactly, checked by numbers.
 
     Half of the units of every group are cut at random on a copy, once by zeros and once physically; a group whose
@@ -115,7 +126,8 @@ def find_groups(
         shared: Names of the parameters of the shared part (the backbone), of which at least one group must be.
 
     Returns:
-        The groups, in the order of the network.
+        The groups, in the order of the network, and what keeps others whole: modules, and layers whose outputs would
+        differ.
 
     Raises:
         ValueError: If the shared part, or without it the network, has no units; the message names the module that
@@ -131,11 +143,13 @@ def find_groups(
     except Exception as error:  # a tracer for arbitrary networks may fail in any way
         raise ValueError(f"the network cannot be cut by units: it cannot be traced ({error!r})") from error
     groups = _exact(network, example, units.groups)
+    exact = {g.name for g in groups}
+    blockers = [*units.blockers, *(g.name for g in units.groups if g.name not in exact)]
     wanted = set(shared) if shared is not None else {n for n, _ in network.named_parameters()}
     if not any(s.name in wanted for g in groups for s in g.slots if s.dim == 0):
-        stop = next(iter(units.blockers), "no convolution or linear layer whose channels can go")
+        stop = next(iter(blockers), "having no convolution or linear layer whose channels can go")
         raise ValueError(f"the network's shared part cannot be cut by units; it is stopped by {stop}")
-    return groups
+    return Units(groups, blockers)
 
 
 def _exact(network: nn.Module, example: Tensor, groups: Sequence[Group]) -> list[Group]:

@@ -21,7 +21,6 @@ from cut.slots import Group
 from cut.units import find_groups
 
 MULTIPLE = 8  # of channels, as in timm's models of other widths
-_SIDE = 64  # pixels: every stage of a CNN of stride 32 has a map of more than one position
 
 
 def check_width(width: float, weights: str | None = None) -> None:
@@ -88,14 +87,3 @@ def _first(group: Group, width: float, multiple: int) -> Tensor:
     step = max(1, multiple // group.width)
     count = min(group.units, max(1, round(width * group.units / step)) * step)
     return torch.arange(group.units) < count
-
-
-def picture_size(network: MultiTaskNet) -> tuple[int, int]:
-    """Height and width of a picture that the network takes: ``img_size`` if it is set, else a small one."""
-    if network.config.img_size is not None:
-        return network.config.img_size
-    if network.patch is None:
-        return _SIDE, _SIDE
-    if network.dynamic:
-        return 2 * network.patch[0], 2 * network.patch[1]
-    return backbones.grid_pixels(network.backbone)

@@ -359,7 +359,8 @@ def test_networks_that_compute_tensors_of_their_own_take_no_more_memory_than_the
     rewrite(tmp_path / "many", lambda s: s["network"]["config"].update(img_size=[28672, 28672]))
     assert all(size_on_disk(f) < 3e6 for f in tmp_path.iterdir())
     said = with_a_gigabyte(sorted(tmp_path.iterdir()))
-    assert said["fits"] == said["windows"] == "loaded"
+    for whole in ("fits", "windows"):  # built and filled; then layers of one channel turn out not to fit each other
+        assert said[whole].startswith("refused: the model file is not valid: no picture goes through its network")
     assert "tensors" in said["other"] and "differ" in said["other"]
     assert "numbers; at most" in said["many"] or "numbers are no parameters; at most" in said["many"]
 

@@ -123,7 +123,7 @@ def test_unknown_unit():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lowest": 0}, {"highest": 1.1}, {"highest": 0.02}, {"tolerance": 1}, {"resolution": 0}, {"most": 1}]
+    "wrong", [{"lowest": 0}, {"highest": 1.1}, {"highest": 0.01}, {"tolerance": 1}, {"resolution": 0}, {"most": 1}]
 )
 def test_bad_numbers_are_refused_before_anything_is_made(wrong):
     machine = Machine(CURVES["even"])

@@ -14,12 +14,12 @@ from cut.cost import macs
 from cut.data.synthetic import Synthetic
 from cut.export import check_parity, export_onnx
 from cut.model import MultiTaskModel
-from cut.network import MultiTaskNet, NetworkConfig
+from cut.network import MultiTaskNet, NetworkConfig, picture_size
 from cut.norms import PartialNorm
 from cut.records import read
 from cut.towers import SmallTowers
 from cut.units import find_groups
-from cut.widths import narrowed, picture_size
+from cut.widths import narrowed
 from experiments.run import run
 from tests.experiments.test_run import TINY, arguments
 from tests.small_networks import trained

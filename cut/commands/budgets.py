@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Wish:
         return self.amount * dense if self.relative else self.amount
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.amount:g}{'x' if self.relative else ''}"
+        unit = "x" if self.relative else "ms" if self.kind == "latency" else ""
+        whole = not self.relative and self.amount.is_integer()
+        return f"{self.kind}={int(self.amount) if whole else format(self.amount, 'g')}{unit}"
 
 
 def wish(text: str) -> Wish:
@@ -84,9 +87,12 @@ def wish(text: str) -> Wish:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: {', '.join(units)}, or a share such as {kind}=0.5x")
     if relative and not 0 < amount <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: a share above 0 and up to 1 of the dense model")
-    if amount <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: above 0")
-    return Wish(kind, amount if relative else amount * units[unit], relative)
+    if not relative:
+        amount *= units[unit]
+    least = 0.0 if relative or kind == "latency" else 1.0
+    if not least < amount < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: above {least:g}, and finite")
+    return Wish(kind, amount, relative)
 
 
 def check(wishes: Sequence[Wish], sparsity: float | None, units: str, floor: float | None) -> None:

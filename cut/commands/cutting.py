@@ -108,7 +108,8 @@ class Job:
 
     def _dense_bytes(self) -> float:
         """Bytes on disk of the dense model with the kept heads, its facts left out."""
-        return self.units.cost.dense["bytes"] + self.units.cost.file_overhead
+        cost = self.units.cost
+        return cost.dense["bytes"] + cost.file_overhead - cost.facts
 
     @property
     def units(self) -> Plan:
@@ -137,7 +138,7 @@ class Job:
             Target(wish.amount, "x" if wish.relative else "ms"),
             write=export_executorch if suffix == ".pte" else export_onnx,
             suffix=suffix,
-            highest=density_of(self.units, self.mask(scores)) if self._limits() else 1.0,
+            highest=density_of(self.units, self.mask(scores)),
             cache=args.out.parent / f"{args.out.name}.latency.json",
             key=key_of_readings(args, network, self.tasks, example),
             progress=progress,
@@ -153,16 +154,17 @@ class Job:
             elif wish.kind == "macs":
                 found.append(MACs(wish.amount))
             elif wish.kind == "bytes":
-                found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()) - self.facts)))
+                self.units.cost.facts = self.facts
+                found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()))))
         return found
 
 
 def floor_of(args: argparse.Namespace) -> float:
-    """The floor: what was asked for, else 5 % of every layer, but never more than half of what stays."""
+    """The floor: what was asked for, else 5 % of every layer, but never above the cap or half of what stays."""
     if args.floor is not None:
         return float(args.floor)
     least = [1 - s for s in (args.sparsity, args.inside) if s is not None]
-    return min([0.05, *(s / 2 for s in least)])
+    return min([0.05, args.cap, *(s / 2 for s in least)])
 
 
 def prepare(args: argparse.Namespace, source: Source, network: nn.Module, tasks: list[str]) -> Job:

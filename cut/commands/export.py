@@ -58,7 +58,11 @@ def run(args: argparse.Namespace) -> None:
     if args.int8:  # rounding is meant to differ; how much says what to expect
         worst = parity(args.out, source.network, [source.example])
     else:
-        worst = check_parity(args.out, source.network, [source.example], TOLERANCE)
+        try:
+            worst = check_parity(args.out, source.network, [source.example], TOLERANCE)
+        except ValueError:
+            args.out.unlink(missing_ok=True)  # no file that is known to be wrong is left
+            raise
     facts = {
         "out": str(args.out),
         "tasks": source.tasks,

@@ -167,8 +167,8 @@ def _from_folder(name: str) -> tuple[Any, Path, dict[str, Any]]:
 
 def _from_lightning(path: Path) -> nn.Module:
     """The network in a checkpoint that a Lightning trainer wrote of our module."""
-    from cut.network import MultiTaskNet
-    from cut.widths import MULTIPLE, narrowed, picture_size
+    from cut.network import MultiTaskNet, picture_size
+    from cut.widths import MULTIPLE, narrowed
 
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -220,6 +220,10 @@ def _from_function(name: str, weights: str | Path | None) -> Source:
         meta = _seen(model.eval(), made.example, made.facts)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # layers that do not fit each other fail in many ways
+        if weights is None:
+            raise
+        raise ValueError(f"{name}: its example does not go through the model in {weights}: {error}") from error
     missing = sorted({*meta["tasks"], *(made.facts or {}).get("tasks", {})} - set(objectives))
     if missing:
         raise ValueError(f"{name}: no loss for task {missing[0]!r}; there are losses for {sorted(objectives)}")

@@ -216,12 +216,14 @@ def _latency(args: argparse.Namespace) -> budgets.Wish | None:
 
 
 def check_units(args: argparse.Namespace) -> None:
-    """Refuse options of channels where weights are cut.
+    """Refuse options of channels where weights are cut, and those that contradict each other.
 
     Raises:
         ValueError: Naming the first such option.
     """
     if args.units == "channels":
+        if (args.floor or 0.0) > args.cap:
+            raise ValueError(f"--floor {args.floor:g} is above --cap {args.cap:g}; allowed: a floor up to the cap")
         return
     for name, default in (("reduce", "sum"), ("rounding", 1), ("cap", 1.0), ("inside", None)):
         if getattr(args, name) != default:
