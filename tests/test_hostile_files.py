@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from cut import modelfile
+from cut import checkpoint, modelfile
 from cut.attention import plain_attention
 from cut.checkpoint import load, read_metadata, save
+from cut.cli import main
 from cut.compact import compact
 from cut.cost import size_on_disk
 from cut.network import MultiTaskNet, NetworkConfig
@@ -481,3 +482,51 @@ def test_compact_models_load_where_only_torch_timm_safetensors_and_cut_are(tmp_p
         assert set(found[folder]) == set(TASKS)
         for task, value in outputs_.items():
             torch.testing.assert_close(found[folder][task], value)
+
+
+def narrower(state):
+    """One layer reads fewer channels than the layer before it makes."""
+    name = "backbone.layer2.0.conv1.weight"
+    return {**state, name: state[name][:, :30].contiguous()}
+
+
+def of_half_precision(state):
+    name = "backbone.layer2.0.conv1.weight"
+    return {**state, name: state[name].half()}
+
+
+def whole_numbers(state):
+    name = "backbone.layer2.0.conv1.weight"
+    return {**state, name: state[name].to(torch.int64)}
+
+
+@pytest.mark.parametrize("change", [narrower, of_half_precision, whole_numbers])
+def test_tensors_that_do_not_fit_each_other_are_refused_though_all_digests_fit(own, tmp_path, change):
+    folder = fresh(own, tmp_path)
+    spec = modelfile.read_spec(folder)
+    tensors = change(modelfile.read_tensors(folder, spec))
+    told = {k: v for k, v in spec.items() if k not in ("tensors", "tensors_bytes", "tensors_sha256", "sha256")}
+    modelfile.write(folder, told, tensors, sparse=None)
+    with pytest.raises(ValueError, match=r"no picture goes through|does not fit the network"):
+        load(folder)
+    for command in (["info", str(folder)], ["export", str(folder), "--out", str(tmp_path / "x.onnx")]):
+        assert main(command) == 2
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_tensor_larger_than_the_dense_one_is_refused_before_it_takes_memory(foreign, tmp_path):
+    """A few zeros in a sparse tensor say that it is huge."""
+    folder = fresh(foreign, tmp_path)
+    spec = modelfile.read_spec(folder)
+    tensors = modelfile.read_tensors(folder, spec)
+    name = next(n for n, t in tensors.items() if t.ndim == 4)
+    tensors[name] = torch.zeros(100, 100, 9, 9)
+    told = {k: v for k, v in spec.items() if k not in ("tensors", "tensors_bytes", "tensors_sha256", "sha256")}
+    modelfile.write(folder, told, tensors, sparse=True)
+    read = modelfile.read_tensors
+    try:
+        modelfile.read_tensors = checkpoint.read_tensors = lambda *_: pytest.fail("it was read")
+        with pytest.raises(ValueError, match="does not fit the network"):
+            load(folder, foreign[1])
+    finally:
+        modelfile.read_tensors = checkpoint.read_tensors = read

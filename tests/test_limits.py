@@ -1,9 +1,12 @@
 """Limits: exact counts, the largest model that meets them, nested, rounded, capped."""
 
+import re
+
 import pytest
 import torch
 
 from cut.budget import Parameters, Sparsity, Weights
+from cut.checkpoint import save
 from cut.compact import compact
 from cut.cost import cost
 from cut.fusion import Ranking
@@ -15,6 +18,19 @@ from cut.unitcost import UnitCost
 from cut.units import find_groups, weight_mask
 from tests.small_networks import Cnn, Vit, trained
 from tests.test_units import Grouped, choice, image
+
+
+class Threes(torch.nn.Module):
+    """A convolution in eight groups of three channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 24, 3, padding=1)
+        self.groups = torch.nn.Conv2d(24, 24, 3, padding=1, groups=8)
+        self.head = torch.nn.Conv2d(24, 2, 1)
+
+    def forward(self, x):
+        return {"a": self.head(self.groups(self.stem(x).relu()).relu())}
 
 
 def size_of(make):
@@ -106,6 +122,37 @@ def test_units_wider_than_a_channel_are_rounded_by_their_width():
     units = UnitCost(network, find_groups(network, image(8)), image(8))
     kept = most_units(random_ranking(units.groups), units, MACs(0.7).limits(units), multiple=8)
     assert int(kept["a"].sum()) in (2, 4), "two groups of four channels are a multiple of eight"
+
+
+@pytest.mark.parametrize("multiple", [4, 8, 16])
+def test_a_width_that_does_not_divide_the_multiple_is_rounded_too(multiple):
+    """Eight groups of three channels: 24 is the only multiple of 8 or 16 that there is, 12 one of 4."""
+    network = trained(Threes())
+    units = UnitCost(network, find_groups(network, image(8)), image(8))
+    (wide,) = [g for g in units.groups if g.width == 3]
+    for share in (0.3, 0.5, 0.8):
+        kept = most_units(random_ranking(units.groups), units, MACs(share).limits(units), multiple=multiple)
+        left = int(kept[wide.name].sum()) * wide.width
+        assert left % multiple == 0 or left == 24
+
+
+def test_a_budget_of_bytes_out_of_reach_tells_sizes_of_files(tmp_path):
+    network = trained(Cnn())
+    units = UnitCost(network, find_groups(network, image()), image())
+    front = {g.name: torch.ones(g.units, dtype=torch.bool) for g in units.groups}
+    units.facts = 100
+    size = save(network, tmp_path / "m", sparse=False) + units.facts
+    with pytest.raises(
+        ValueError, match=rf"a budget of 500 bytes is out of reach.* need {re.escape(f'{size:.4g}')} \(100\.0%"
+    ):
+        most_units(random_ranking(units.groups), units, Bytes(500).limits(units), front=front)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, -1.0])
+def test_budgets_are_finite_and_above_nothing(number):
+    for make in (MACs, Bytes, Parameters):
+        with pytest.raises(ValueError, match="allowed"):
+            make(number)
 
 
 def test_floor_stays_and_what_is_cut_never_comes_back():

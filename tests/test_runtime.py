@@ -91,3 +91,20 @@ def test_parity_is_checked_in_the_files_own_runtime(folder, network, tmp_path):
     assert max(export.check_parity(folder / "tiny.onnx", network, [images(3)]).values()) < 1e-5
     with pytest.raises(ValueError, match=r"tiny\.onnx: output '(depth|scene)' differs"):
         export.check_parity(folder / "tiny.onnx", Own(), [images(3)])
+
+
+def test_the_tolerance_of_parity_grows_with_outputs_above_one(folder, network):
+    class Larger(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, image):
+            return {k: v + self.factor * 5e-4 * v.abs().max() for k, v in network(image).items()}
+
+    with torch.no_grad():
+        largest = max(float(v.abs().max()) for v in network(images(3)).values())
+    tolerance = 1e-3 / max(1.0, largest)
+    export.check_parity(folder / "tiny.onnx", Larger(0.5), [images(3)], max(tolerance, 1e-3))
+    with pytest.raises(ValueError, match="differs"):
+        export.check_parity(folder / "tiny.onnx", Larger(50), [images(3)])

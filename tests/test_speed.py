@@ -9,7 +9,8 @@ from cut.budget import Parameters
 from cut.conversion import Exported
 from cut.cost import macs
 from cut.decomposition import prunable
-from cut.search import Reading, Target
+from cut.limits import MACs
+from cut.search import Reading, Target, TooSlowError
 from cut.speed import fast_enough, prune_to_latency, target_of
 from tests.commands.own_model import Net, pictures
 
@@ -98,3 +99,27 @@ def test_only_pictures_are_timed():
 def test_what_is_no_latency_is_refused(text):
     with pytest.raises(ValueError, match="allowed"):
         target_of(text)
+
+
+def test_a_tighter_budget_than_any_latency_that_is_tried_is_met(files):
+    """Other budgets may leave less than the smallest density that a search would try of itself."""
+    _, write = files
+    torch.manual_seed(0)
+    options = {"write": write, "progress": False, "floor_share": 0.0}
+    mask, reached = prune_to_latency(Net(64), pictures(0), LOSSES, ["depth"], "1x", budgets=[MACs(0.015)], **options)
+    assert reached.density <= 0.015 and reached.reading.value <= 0.015 and mask
+    with pytest.raises(TooSlowError, match=r"0\.001x cannot be met"):
+        prune_to_latency(Net(64), pictures(0), LOSSES, ["depth"], "0.001x", budgets=[MACs(0.015)], **options)
+
+
+def test_readings_of_another_model_or_other_scores_are_not_taken_from_a_cache(files, tmp_path):
+    found, write = files
+    options = {"write": write, "progress": False, "cache": tmp_path / "readings.json"}
+    made = []
+    for width, share in ((16, 0.5), (16, 0.5), (32, 0.5), (32, 1.0)):
+        found.clear()
+        torch.manual_seed(0)
+        prune_to_latency(Net(width), pictures(0), LOSSES, ["seg", "depth"], "0.5x", share=share, **options)
+        made.append(len(found))
+    assert made[1] == 1, "only the dense model is written when all is known"
+    assert min(made[0], made[2], made[3]) > 1

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 
 from cut.allocation import LayerSparsity
 from cut.budget import Sparsity
@@ -17,7 +18,7 @@ from cut.masks import apply_mask, sparsity
 from cut.network import MultiTaskNet, NetworkConfig
 from cut.pruning import Pruning
 from cut.regrowth import Regrowth
-from cut.schedules import Iterative
+from cut.schedules import Iterative, OneShot
 from cut.scores import Magnitude, sensitivity
 from cut.structured import Channels, make_unit_mask, plan
 from cut.units import cut_units, weight_mask
@@ -248,6 +249,7 @@ def test_the_callback_cuts_units_by_a_schedule(tmp_path):
         ({"budget": LayerSparsity(0.5), "units": "channels"}, "LayerSparsity is not one"),
         ({"budget": MACs(0.5), "units": "channels", "rounding": 0}, "rounding 0"),
         ({"budget": MACs(0.5), "units": "channels", "cap": 0.0}, "cap 0.0"),
+        ({"budget": MACs(0.5), "units": "channels", "cap": 0.3, "floor": 0.6}, "floor 0.6 is above cap 0.3"),
         ({"budget": MACs(0.5), "units": "channels", "regrowth": Regrowth(Magnitude())}, "regrowth"),
         ({"budget": MACs(0.5), "units": Channels(inside=MACs(0.4))}, "inside"),
     ],
@@ -267,3 +269,34 @@ def test_a_network_without_units_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="GroupNorm"):
         fit(model, data, [Pruning(MACs(0.5), batches=2, units="channels")], tmp_path, 1)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+class Steps(Callback):
+    """Counts the steps of training."""
+
+    taken = 0
+
+    def on_train_batch_start(self, *_):
+        self.taken += 1
+
+
+def test_a_budget_that_no_choice_of_units_meets_is_refused_before_training(tmp_path):
+    steps = Steps()
+    model, data = build()
+    late = Pruning(MACs(0.01), batches=2, units="channels", floor=0.5, schedule=OneShot(1))
+    with pytest.raises(ValueError, match="out of reach"):
+        fit(model, data, [late, steps], tmp_path, 3)
+    assert steps.taken == 0
+
+
+def test_what_keeps_layers_whole_is_named_where_it_makes_a_budget_impossible(tmp_path):
+    steps = Steps()
+    model, data = build()
+    blocks = [n for n, m in model.network.backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for name in blocks[2:]:
+        parent, _, key = name.rpartition(".")
+        whole = model.network.backbone.get_submodule(name).num_features
+        setattr(model.network.backbone.get_submodule(parent), key, torch.nn.GroupNorm(1, whole))
+    with pytest.raises(ValueError, match=r"out of reach.*whole because of: .*(norm|bn).*GroupNorm"):
+        fit(model, data, [Pruning(MACs(0.05), batches=2, units="channels"), steps], tmp_path, 1)
+    assert steps.taken == 0
