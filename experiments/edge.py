@@ -246,15 +246,15 @@ def edge_vit_grid() -> Grid:
 
 def edge_width_grid() -> Grid:
     """How fast a narrow network is to learn from random weights."""
-    tasks, rows = SELECTIONS[0], []
+    tasks, rows, against = SELECTIONS[0], [], {}
     for model, tried in WIDTH_RATES.items():
         width = known(model, tasks, WIDTH).get(0.5)
         if width is None:
             continue
         for rate in sorted(tried):
             cell = scaled(width, model, tasks, 1, rate)
-            rows.append(Row(WIDTH, ((cell,),), {"model": model, "learning_rate": rate}, level=0.5))
-    against = {row.runs[0][0].id: start(row.variant["model"], 1) for row in rows}
+            rows.append(Row(WIDTH, ((cell,),), {"learning_rate": rate}, level=0.5))
+            against[cell.id] = start(model, 1)
     note = "Seed 1; half of the latency, which is what the column says. learning_rate: the highest of the run."
     return Grid("edge-width", "A narrow network's rate", tuple(rows), split="val", against=against, note=note)
 

@@ -120,19 +120,14 @@ def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_bette
 def test_a_narrow_networks_rate_is_the_best_on_validation_of_those_tried_for_its_model():
     grid = edge.edge_width_grid()
     frame = tidy(grid, collect(grid, tables.ROOT / "experiments/records" / grid.folder))
-    assert set(frame["model"]) == set(edge.MODELS) and grid.split == "val"
-    for model, rows in frame.groupby("model"):
-        assert list(rows["learning_rate"]) == sorted(edge.WIDTH_RATES[model])
-        assert rows["delta_m"].notna().all()
+    assert grid.split == "val" and len(frame) == sum(map(len, edge.WIDTH_RATES.values()))
+    for model, tried in edge.WIDTH_RATES.items():
+        rows = frame[frame["backbone"] == edge.start(model, 1).config["model"]["init_args"]["network"]["backbone"]]
+        assert list(rows["learning_rate"]) == sorted(tried) and rows["delta_m"].notna().all()
         best = rows["learning_rate"][rows["delta_m"].idxmax()]
-        assert edge.WIDTH_RATES[model][0] == best
-        assert all(
-            grid.against[c.id].id == edge.start(model, 1).id
-            for r in grid.rows
-            for (c,) in r.runs
-            if model in c.configs[2]
-        )
-        assert min(edge.WIDTH_RATES[model]) < best < max(edge.WIDTH_RATES[model]), "the best is not at the border"
+        assert best == tried[0] and min(tried) < best < max(tried), "the best is chosen, and not at the border"
+    starts = {grid.against[cell.id].configs[2] for row in grid.rows for (cell,) in row.runs}
+    assert starts == {f"model/{model}" for model in edge.MODELS}
 
 
 def test_a_narrow_network_has_all_steps_and_only_the_kept_tasks(grid):
