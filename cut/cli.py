@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from cut.commands import bench, compact, data, export, fit, info, newtask, predict, prune
 
@@ -71,6 +75,14 @@ def _completion(top: argparse.ArgumentParser, shell: str) -> int:
     return 0
 
 
+def _place(error: Exception) -> str | None:
+    """Where in the user's own code, such as that of ``module:function``, an error arose; None if in none of it."""
+    paths = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    others = ("<", *(f"{folder}{os.sep}" for folder in (Path(__file__).parent, *paths)))
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
+    return f"{own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}" if own else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for bad input, 130 if stopped."""
     top = parser()
@@ -83,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except (ValueError, OSError) as error:
         print(f"cut: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        place = _place(error)
+        if place is None:
+            raise  # a fault of ours, to be seen whole
+        print(f"cut: {type(error).__name__}: {' '.join(str(error).split())} ({place})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"cut: {str(stop) or 'stopped'}", file=sys.stderr)

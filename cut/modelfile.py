@@ -134,6 +134,7 @@ def _write_files(folder: Path, spec: dict[str, Any], stored: dict[str, Tensor]) 
             raise NotADirectoryError(f"{folder} is a file")
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         save_file(stored, staging / TENSORS)
+        (staging / TENSORS).chmod(0o666 & ~_umask())  # as any file that is written, not for its owner alone
         spec["tensors_bytes"] = (staging / TENSORS).stat().st_size
         spec["tensors_sha256"] = _sha256(staging / TENSORS)
         spec["sha256"] = _digest(spec)

@@ -71,7 +71,20 @@ def _objective(name: str, entry: Any) -> Objective:
     known = len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Mapping)
     if not known or not all(callable(m) or hasattr(m, "compute") for m in pair[1].values()):
         raise ValueError(f"task {name!r} is {entry!r}; allowed: a loss, or (loss, {{name: metric}})")
-    return Objective(pair[0], dict(pair[1]))
+    return Objective(_checked(name, pair[0]), dict(pair[1]))
+
+
+def _checked(name: str, loss: Loss) -> Loss:
+    """A loss of someone's own, refused where it does not give one number."""
+
+    def checked(output: Tensor, batch: Any) -> Tensor:
+        value: Any = loss(output, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss of task {name!r} gives {kind}; a tensor of one number is needed")
+        return value
+
+    return checked
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:
@@ -164,7 +177,11 @@ def _values(task: str, objective: Objective, output: Tensor, batch: Any) -> dict
     found = {f"{task}/{LOSS}": float(objective.loss(output, batch))}
     for name, metric in objective.metrics.items():
         if not hasattr(metric, "compute"):
-            found[f"{task}/{name}"] = float(metric(output, batch))  # type: ignore[operator]
+            value: Any = metric(output, batch)  # type: ignore[operator]
+            try:
+                found[f"{task}/{name}"] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"metric {name!r} of task {task!r} gives no number: {error}") from error
             continue
         target = batch[task]
         if objective.dense and output.shape[-2:] != target.shape[-2:]:

@@ -70,7 +70,7 @@ def plan(
     kept: Any = keep_tasks(model, tasks, example)
     kept = kept.module if isinstance(kept, TaskSubset) else kept
     subset = kept if set(_outputs(kept, example)) == set(tasks) else TaskSubset(kept, tasks)
-    found = find_units(subset, example, shared=_prefixed(shared, subset) if len(losses) > 1 else None)
+    found = find_units(subset, example, shared=_prefixed(shared, subset) if shared else None)
     groups = [_unprefixed(g) for g in found.groups] if isinstance(subset, TaskSubset) else found.groups
     blockers = tuple(name.removeprefix(_FILTER) if subset is not kept else name for name in found.blockers)
     return Plan(groups, UnitCost(kept, groups, example, subset), blockers)

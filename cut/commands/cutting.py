@@ -124,6 +124,9 @@ class Job:
             ValueError: If the latency or another budget is out of reach.
         """
         args, example = self.args, network_input(self.first).cpu()
+        cache = args.out.parent / f"{args.out.name}.latency.json"
+        if args.restart:  # readings too are made anew, as of a machine that was busy
+            cache.unlink(missing_ok=True)
         network = copy.deepcopy(self.network).cpu().eval()
         suffix = RUNTIMES[args.runtime]
 
@@ -139,7 +142,7 @@ class Job:
             write=export_executorch if suffix == ".pte" else export_onnx,
             suffix=suffix,
             highest=density_of(self.units, self.mask(scores)),
-            cache=args.out.parent / f"{args.out.name}.latency.json",
+            cache=cache,
             key=key_of_readings(args, network, self.tasks, example),
             progress=progress,
             threads=args.threads,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cut.commands import options
-from cut.commands.terminal import Terminal, table
+from cut.commands.terminal import Terminal, finite, table
 
 if TYPE_CHECKING:
     from cut.commands.source import Source
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         kept = {k: v for k, v in source.meta.items() if k == CUT}
         if kept:
             kept[CUT] = {**kept[CUT], "metrics": {**kept[CUT].get("metrics", {}), "fitted": found}}
-        size = checkpoint.save(network, args.out, metadata={**source.meta, **kept})
+        size = checkpoint.save(network, args.out, metadata=finite({**source.meta, **kept}))
     rows = [(k, f"{v:.4g}") for k, v in found.items()]
     shown = {**facts, "out": str(args.out), "bytes": size, "seconds": round(seconds, 2)}
     terminal.result(shown, [table(("task/metric", "value"), rows), f"model: {args.out}"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -272,6 +274,9 @@ def returned(name: str) -> Returned:
     model, loader, tasks, example, test, told = (*made, None, None)[:6]
     if not isinstance(example, Tensor):
         raise ValueError(f"{name}: the example input is {type(example).__name__}; a tensor is needed")
+    for what, one in (("loader", loader), ("test loader", loader if test is None else test)):
+        if not hasattr(one, "__iter__"):
+            raise ValueError(f"{name}: the {what} is {type(one).__name__}; a loader of batches is needed")
     return Returned(model, loader, objectives_of(tasks), example, loader if test is None else test, told)
 
 
@@ -304,9 +309,23 @@ def function_of(name: str) -> Callable[[], Any]:
         raise ValueError(f"no module {error.name!r} (in {name!r}; looked here and among the installed ones)") from error
     except (AttributeError, ValueError) as error:
         raise ValueError(f"no function {function!r} in the module {module!r}") from error
+    except SyntaxError as error:
+        raise ValueError(f"the module {module!r} cannot be read: {error}") from error
     if not callable(found):
         raise ValueError(f"{name} is {type(found).__name__}; a function is needed that returns {RETURNS}")
+    needed: list[str] = []
+    with contextlib.suppress(ValueError):  # some callables have no signature; that says nothing
+        needed = [p.name for p in inspect.signature(found).parameters.values() if _is_needed(p)]
+    if needed:
+        raise ValueError(f"{name} needs {', '.join(needed)}; allowed: a function that is called without arguments")
     return found
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
 
 
 def _first(loader: Iterable[Any], count: int) -> list[Any]:

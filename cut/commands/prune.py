@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cut.commands import budgets, options
-from cut.commands.terminal import Terminal, table
+from cut.commands.terminal import Terminal, finite, table
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
     """
     budgets.check(args.budget, args.sparsity, args.units, args.floor)
     check_units(args)
+    for name, default in (("runtime", "onnx"), ("threads", 1)):
+        if _latency(args) is None and getattr(args, name) != default:
+            raise ValueError(f"--{name} {getattr(args, name)}: allowed only with --budget latency=...")
     terminal = Terminal(args)
     import torch
 
@@ -245,7 +248,7 @@ def save(source: Source, network: Any, tasks: list[str], facts: dict[str, Any], 
     if "tasks" in meta:
         meta["tasks"] = {t: meta["tasks"][t] for t in tasks}
     shown = network if hasattr(network, "select") else TaskSubset(network, tasks)
-    return checkpoint.save(shown, out, metadata=meta | {key: facts})
+    return checkpoint.save(shown, out, metadata=meta | {key: finite(facts)})
 
 
 def _shown(before: dict[str, float], after: dict[str, float]) -> Any:

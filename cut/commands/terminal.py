@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, TypeVar
@@ -59,13 +60,27 @@ class Terminal:
     def result(self, facts: Mapping[str, Any], shown: Any) -> None:
         """The result: JSON, or what rich can print; nothing if quiet."""
         if self.json:
-            print(json.dumps(facts, default=str, allow_nan=False))
+            print(json.dumps(finite(facts), default=str, allow_nan=False))
         elif not self.quiet:
             from rich.console import Console
 
             console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
             for part in shown if isinstance(shown, (list, tuple)) else [shown]:
                 console.print(part, soft_wrap=isinstance(part, str))
+
+
+def finite(facts: Any) -> Any:
+    """Facts as JSON can hold them: a number that is not finite, such as the metric of a class that is absent, is null.
+
+    Example:
+        >>> finite({"seg/iou": float("nan"), "depth": [1.0, float("inf")]})
+        {'seg/iou': None, 'depth': [1.0, None]}
+    """
+    if isinstance(facts, Mapping):
+        return {key: finite(value) for key, value in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [finite(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> Any:
