@@ -103,7 +103,7 @@ def add_training(parser: argparse.ArgumentParser, steps: int, lr: float) -> None
     parser.add_argument("--steps", type=whole(0), default=steps, help=f"training steps (default: {steps})")
     parser.add_argument("--lr", type=rate, default=lr, help=f"highest learning rate (default: {lr:g})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--restart", action="store_true", help="begin anew, also with latencies, not where a run stopped")
+    parser.add_argument(
         "--restart", action="store_true", help="begin anew, latencies included, though a stopped run could go on"
     )
 
