@@ -71,11 +71,11 @@ def _objective(name: str, entry: Any) -> Objective:
     known = len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Mapping)
     if not known or not all(callable(m) or hasattr(m, "compute") for m in pair[1].values()):
         raise ValueError(f"task {name!r} is {entry!r}; allowed: a loss, or (loss, {{name: metric}})")
-    return Objective(_checked(name, pair[0]), dict(pair[1]))
+    return Objective(pair[0], dict(pair[1]))
 
 
-def _checked(name: str, loss: Loss) -> Loss:
-    """A loss of someone's own, refused where it does not give one number."""
+def checked_loss(name: str, loss: Loss) -> Loss:
+    """A task's loss that raises a ValueError where it does not give a tensor of one number."""
 
     def checked(output: Tensor, batch: Any) -> Tensor:
         value: Any = loss(output, batch)

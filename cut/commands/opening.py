@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from cut.commands.source import CUT, Data, Source
 from cut.decomposition import check_tasks, forward, network_input
 from cut.facts import facts_of
 from cut.modelfile import SPEC
-from cut.objectives import Objective, objectives_of
+from cut.objectives import Objective, checked_loss, objectives_of
 
 if TYPE_CHECKING:
     from cut.data.base import MultiTaskData
@@ -277,7 +277,8 @@ def returned(name: str) -> Returned:
     for what, one in (("loader", loader), ("test loader", loader if test is None else test)):
         if not hasattr(one, "__iter__"):
             raise ValueError(f"{name}: the {what} is {type(one).__name__}; a loader of batches is needed")
-    return Returned(model, loader, objectives_of(tasks), example, loader if test is None else test, told)
+    objectives = {t: replace(o, loss=checked_loss(t, o.loss)) for t, o in objectives_of(tasks).items()}
+    return Returned(model, loader, objectives, example, loader if test is None else test, told)
 
 
 def built(name: str) -> nn.Module:
