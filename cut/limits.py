@@ -151,7 +151,7 @@ class _Order:
         self.place = dict(zip(values, place.split([len(v) for v in values.values()]), strict=True))
         self.least = sum(int(f.sum()) for f in first.values())
         self.free = {n: int((~g).sum()) for n, g in gone.items()}
-        self.steps = {g.name: multiple // math.gcd(multiple, g.width) for g in groups}
+        self.steps = {g.name: g.step(multiple) for g in groups}
 
     @property
     def most(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,10 @@ class Group:
         """Channels of a unit, where it has the fewest: 1, or those of a group of a grouped convolution or of a head."""
         counts = [torch.bincount(s.unit[s.unit >= 0], minlength=self.units) for s in self.slots]
         return min(int(c[c > 0].min()) for c in counts)
+
+    def step(self, multiple: int) -> int:
+        """The fewest units whose channels are a multiple of a number."""
+        return multiple // math.gcd(multiple, self.width)
 
     def alive(self, values: Mapping[str, Tensor]) -> Tensor:
         """Units of which any entry of the given tensors (those missing do not count) is not zero: bool [units]."""

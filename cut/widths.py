@@ -84,6 +84,6 @@ def _channels(network: MultiTaskNet, example: Tensor) -> list[int]:
 
 def _first(group: Group, width: float, multiple: int) -> Tensor:
     """Bool [units]: the first ones, as many as the width says."""
-    step = max(1, multiple // group.width)
+    step = group.step(multiple)
     count = min(group.units, max(1, round(width * group.units / step)) * step)
     return torch.arange(group.units) < count

@@ -70,6 +70,10 @@ class Job:
     fusion: Fusion | None = None
     load: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.plan is not None:
+            self.plan.cost.facts = self.facts
+
     @property
     def parameters(self) -> int:
         """Parameters of the dense model with the kept heads."""
@@ -157,7 +161,6 @@ class Job:
             elif wish.kind == "macs":
                 found.append(MACs(wish.amount))
             elif wish.kind == "bytes":
-                self.units.cost.facts = self.facts
                 found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()))))
         return found
 

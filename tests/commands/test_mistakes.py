@@ -20,9 +20,6 @@ from tests.commands.own_model import Net, pictures
 def loss(output, batch):
     return nn.functional.l1_loss(output, batch[1]["depth"])
 
-class Silent:
-    pass
-
 def parts(**changed):
     torch.manual_seed(0)
     tasks = {"seg": lambda o, b: nn.functional.cross_entropy(o, b[1]["seg"]), "depth": loss,
