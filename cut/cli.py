@@ -72,6 +72,8 @@ def _completion(top: argparse.ArgumentParser, shell: str) -> int:
         print("cut: completion needs shtab (pip install shtab)", file=sys.stderr)
         return 2
     print(shtab.complete(top, shell=shell))
+    if shell == "bash":  # else module:function is three words
+        print('COMP_WORDBREAKS="${COMP_WORDBREAKS//:}"')
     return 0
 
 

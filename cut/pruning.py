@@ -22,7 +22,7 @@ from cut.recalibration import recalibrate
 from cut.reconstruction import check_fittable, reconstruct, unfittable
 from cut.regrowth import Regrowth
 from cut.rewinding import Rewind
-from cut.schedules import OneShot, Schedule
+from cut.schedules import OneShot, Schedule, rounds_of
 from cut.scorebatches import ScoringBatches
 from cut.scores import Scorer, Scores, Sensitivity
 from cut.selection import Mask
@@ -220,19 +220,12 @@ class Pruning(Callback):
             self._cut(trainer, pl_module, part, first)
 
     def _parts(self, pl_module: LightningModule, fraction: float) -> list[float]:
-        """The fractions of a cut's rounds, from what is cut already; the density falls by the same factor in each.
-
-        Units go in equal parts of the budget.
-        """
-        target = getattr(self.budget, "target", None)
-        if self.units is not None:
-            return [fraction * (i + 1) / self.rounds for i in range(self.rounds)]
-        if self.rounds == 1 or target is None or target >= 1:
+        """The fractions of a cut's rounds, from what is cut already; units go in equal parts of the budget."""
+        if self.rounds == 1:
             return [fraction]
         module: Any = pl_module
-        now, last = 1 - sparsity(module.network, self.mask, self.mask), 1 - fraction * target
-        densities = [now * (last / now) ** (i / self.rounds) for i in range(1, self.rounds)]
-        return [*((1 - d) / target for d in densities), fraction]
+        target = getattr(self.budget, "target", None) if self.units is None else None
+        return rounds_of(self.rounds, fraction, target, sparsity(module.network, self.mask, self.mask))
 
     def _cut(
         self, trainer: Trainer, pl_module: LightningModule, fraction: float, first: nn.Module | None = None

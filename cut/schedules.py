@@ -89,3 +89,23 @@ class Gradual:
         """1 - (1 - i/n)^3 after cut i of n."""
         epochs = [*list(range(self.start, self.end, self.every)), self.end]
         return {e: 1 - (1 - i / len(epochs)) ** 3 for i, e in enumerate(epochs, 1)}
+
+
+def rounds_of(rounds: int, fraction: float = 1.0, target: float | None = None, done: float = 0.0) -> list[float]:
+    """The fractions of the budget at which the rounds of one cut end, without training between them.
+
+    Args:
+        rounds: Number of rounds, at least 1.
+        fraction: Where the last one ends.
+        target: The budget's sparsity; None cuts equal parts of the budget.
+        done: The sparsity that is reached already. With a target the density falls by the same factor in each round.
+
+    Example:
+        >>> rounds_of(2), [round(f, 3) for f in rounds_of(2, target=0.75)]
+        ([0.5, 1.0], [0.667, 1.0])
+    """
+    if target is None or target >= 1:
+        return [fraction * (i + 1) / rounds for i in range(rounds)]
+    now, last = 1 - done, 1 - fraction * target
+    densities = [now * (last / now) ** (i / rounds) for i in range(1, rounds)]
+    return [*((1 - d) / target for d in densities), fraction]

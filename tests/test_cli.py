@@ -26,6 +26,11 @@ def test_help_has_examples_that_parse(name, capsys):
         assert args.command.startswith(name.split("_")[0])
 
 
+def test_the_command_line_is_read_without_waiting_for_pytorch():
+    code = "import sys; from cut.cli import parser; parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_examples_of_the_top_help_parse(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -96,6 +101,10 @@ def test_bad_value_is_refused_while_reading_the_line(line, message, capsys):
         ([*PRUNE, "--budget", "params=2", "--budget", "params=3"], "given twice"),
         ([*PRUNE, "--budget", "params=2"], "out of reach"),
         ([*PRUNE, "--sparsity", "0.5", "--threads", "2"], "only with --budget latency"),
+        (
+            [*PRUNE, "--units", "channels", "--budget", "latency=0.5x", "--rounds", "4"],
+            "--rounds 4: a search for a latency",
+        ),
         ([*PRUNE, "--units", "channels", "--sparsity", "0.5", "--cap", "0.3", "--floor", "0.6"], "floor up to the cap"),
         ([*PRUNE, "--units", "channels", "--budget", "bytes=1kB"], "a budget of 1000 bytes is out of reach"),
         ([*PRUNE, "--budget", "macs=0.5"], "use --units channels"),
@@ -207,6 +216,11 @@ OWNS = {"own.onnx", "own.yaml", "own-runs"}
 )
 def test_bash_completes_commands_options_and_paths(line, offered, bash):
     assert completed(line, bash) == offered
+
+
+def test_module_and_function_are_one_word_to_bash(bash):
+    ask = """COMP_WORDBREAKS=' >&:='; source complete; printf '%s' "$COMP_WORDBREAKS" """
+    assert subprocess.run(["bash", "-c", ask], cwd=bash, capture_output=True, text=True).stdout == " >&="
 
 
 def test_every_argument_that_is_a_path_completes():

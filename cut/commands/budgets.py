@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cut.budget import Budget, Parameters, Smallest, Sparsity
 from cut.commands import options
 
 _METRIC = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -117,16 +116,3 @@ def check(wishes: Sequence[Wish], sparsity: float | None, units: str, floor: flo
             f"--sparsity {sparsity:g} is out of reach: the floor keeps {floor:g} of every layer; "
             f"allowed: --floor up to {1 - sparsity:.4g}"
         )
-
-
-def of_weights(wishes: Sequence[Wish], sparsity: float | None, params: int) -> Budget:
-    """The budget over single weights.
-
-    Args:
-        wishes: Checked by :func:`check`.
-        sparsity: The fraction removed, or None.
-        params: Parameters of the dense model with the kept heads.
-    """
-    budgets: list[Budget] = [] if sparsity is None else [Sparsity(sparsity)]
-    budgets += [Parameters(max(1, int(w.absolute(params)))) for w in wishes if w.kind == "params"]
-    return budgets[0] if len(budgets) == 1 else Smallest(budgets)

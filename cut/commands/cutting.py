@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cut.budget import Parameters, Sparsity
+from cut.budget import Budget, Parameters, Smallest, Sparsity
 from cut.commands import budgets
 from cut.commands.resuming import contents_of
 from cut.commands.source import Source, few, zeros_of
@@ -80,8 +80,8 @@ class Job:
         kept = kept_parameters(self.network, self.used, self.tasks)
         return sum(p.numel() for n, p in self.network.named_parameters() if n in kept)
 
-    def mask(self, scores: Mapping[str, Scores], more: list[UnitBudget] | None = None) -> Mask:
-        """The mask that meets all budgets; ``more`` of them only with units.
+    def mask(self, scores: Mapping[str, Scores], more: list[UnitBudget] | None = None, fraction: float = 1.0) -> Mask:
+        """The mask at a fraction of the way to all budgets; ``more`` of them only with units.
 
         Raises:
             ValueError: If a budget is out of reach.
@@ -91,9 +91,10 @@ class Job:
             "fusion": self.fusion or Vote(args.share),
             "floor_share": floor_of(args),
             "cut": self.cut,
+            "fraction": fraction,
         }
         if self.plan is None:
-            budget = budgets.of_weights(args.budget, args.sparsity, self.parameters)
+            budget = budget_of_weights(args.budget, args.sparsity, self.parameters)
             return make_mask(self.network, scores, self.first, self.losses, self.tasks, budget=budget, **common)
         return make_unit_mask(
             self.network,
@@ -163,6 +164,19 @@ class Job:
             elif wish.kind == "bytes":
                 found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()))))
         return found
+
+
+def budget_of_weights(wishes: Sequence[budgets.Wish], sparsity: float | None, params: int) -> Budget:
+    """The budget over single weights.
+
+    Args:
+        wishes: Checked by :func:`cut.commands.budgets.check`.
+        sparsity: The fraction removed, or None.
+        params: Parameters of the dense model with the kept heads.
+    """
+    found: list[Budget] = [] if sparsity is None else [Sparsity(sparsity)]
+    found += [Parameters(max(1, int(w.absolute(params)))) for w in wishes if w.kind == "params"]
+    return found[0] if len(found) == 1 else Smallest(found)
 
 
 def floor_of(args: argparse.Namespace) -> float:

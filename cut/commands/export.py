@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         epilog=EXAMPLES,
     )
     options.add_source(parser)
-    options.files(options.add_out(parser, "the file: .onnx, or .pte for ExecuTorch"))
+    options.add_out(parser, "the file: .onnx, or .pte for ExecuTorch", file=True)
     parser.add_argument("--int8", action="store_true", help="weights and activations in int8, calibrated on pictures")
     parser.add_argument("--batches", type=options.whole(1), default=16, help="of calibration pictures (default: 16)")
     options.add_output(parser)

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,8 +275,9 @@ def returned(name: str) -> Returned:
     if not isinstance(example, Tensor):
         raise ValueError(f"{name}: the example input is {type(example).__name__}; a tensor is needed")
     for what, one in (("loader", loader), ("test loader", loader if test is None else test)):
-        if not hasattr(one, "__iter__"):
-            raise ValueError(f"{name}: the {what} is {type(one).__name__}; a loader of batches is needed")
+        if not hasattr(one, "__iter__") or isinstance(one, Iterator):
+            again = " that can be gone through again" if isinstance(one, Iterator) else ""
+            raise ValueError(f"{name}: the {what} is {type(one).__name__}; a loader of batches{again} is needed")
     objectives = {t: replace(o, loss=checked_loss(t, o.loss)) for t, o in objectives_of(tasks).items()}
     return Returned(model, loader, objectives, example, loader if test is None else test, told)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,33 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     folders(parser.add_argument("--weights", type=Path, metavar="FOLDER", help=told))
 
 
-def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True) -> argparse.Action:
-    """The folder that the result goes to."""
-    return folders(parser.add_argument("--out", type=Path, required=required, metavar="PATH", help=what))
+def add_out(parser: argparse.ArgumentParser, what: str, required: bool = True, file: bool = False) -> argparse.Action:
+    """The folder, or the file, that the result goes to."""
+    kind = new_file if file else new_folder
+    action = parser.add_argument("--out", type=kind, required=required, metavar="PATH", help=what)
+    return files(action) if file else folders(action)
+
+
+def new_folder(text: str) -> Path:
+    """A folder that can be made, or is there."""
+    return _writable(Path(text), "a folder", Path.is_dir)
+
+
+def new_file(text: str) -> Path:
+    """A file that can be made, or is there."""
+    return _writable(Path(text), "a file", Path.is_file)
+
+
+def _writable(path: Path, what: str, is_one: Callable[[Path], bool]) -> Path:
+    """The path, if what is there now, and what is above it, lets it be made: told before any work, not after it."""
+    if path.exists() and not is_one(path):
+        raise argparse.ArgumentTypeError(f"{path} is there and is not {what}")
+    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: {above} is not a folder")
+    if not os.access(path if path.exists() else above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written")
+    return path
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

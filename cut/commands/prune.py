@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cut.commands.cutting import Job
-    from cut.commands.source import Source
+    from cut.commands.source import Data, Source
     from cut.search import Found
+    from cut.selection import Mask
     from cut.snapshot import Snapshot
 
 MODELS = 12  # that a search for a latency makes at most
@@ -27,6 +29,7 @@ READING = 200  # bytes of one of its readings in a file
 EXAMPLES = """examples:
   cut prune runs/demo/dense --tasks seg depth --sparsity 0.9 --out runs/pruned
   cut prune runs/demo/dense --tasks seg depth --units channels --budget macs=0.5 --out runs/half
+  cut prune runs/demo/dense --tasks seg --units channels --budget macs=0.5 --rounds 4 --reconstruct 8 --out runs/fit
   cut prune mine:setup --tasks seg --budget params=2e6 --steps 500 --out runs/mine
   cut prune mine:setup --tasks seg --units channels --budget latency=20ms --budget bytes=4MB --out runs/mine
 """
@@ -48,6 +51,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--inside", type=options.sparsity, help="sparsity of weights, cut inside the channels left")
     parser.add_argument("--share", type=options.share, default=0.5, help="vote share: 0 any, 0.5 half, 1 all tasks")
     parser.add_argument("--batches", type=options.whole(1), default=50, help="scoring batches (default: 50)")
+    parser.add_argument("--rounds", type=options.whole(1), default=1, help="cut in so many, each scored anew")
+    fit = "scoring batches on which, after each round, what stays is fitted to the outputs of before (default: 0, none)"
+    parser.add_argument("--reconstruct", type=options.whole(0), default=0, metavar="BATCHES", help=fit)
     parser.add_argument(
         "--runtime", choices=("onnx", "executorch"), default="onnx", help="in which a latency is measured"
     )
@@ -69,6 +75,11 @@ def run(args: argparse.Namespace) -> None:
     for name, default in (("runtime", "onnx"), ("threads", 1)):
         if _latency(args) is None and getattr(args, name) != default:
             raise ValueError(f"--{name} {getattr(args, name)}: allowed only with --budget latency=...")
+    if args.rounds > 1 and _latency(args) is not None:
+        raise ValueError(
+            f"--rounds {args.rounds}: a search for a latency would make them for every model that it tries; allowed: "
+            "--rounds 1, or --budget macs=N, where N is the density that the search without rounds tells"
+        )
     terminal = Terminal(args)
     import torch
 
@@ -98,9 +109,10 @@ def _pruned(
     from cut.commands.cutting import prepare
     from cut.commands.resuming import seconds_of, told
     from cut.commands.source import CUT, whole
-    from cut.decomposition import check_tasks
+    from cut.decomposition import check_tasks, kept_parameters
     from cut.masks import apply_mask, component_sparsity
     from cut.objectives import evaluate
+    from cut.reconstruction import check_fittable
     from cut.recovery import recover
 
     data, dense_tasks = source.labelled(), list(source.tasks)
@@ -108,6 +120,8 @@ def _pruned(
     network = whole(source).to(device)
     wanted = {t: data.objectives[t] for t in tasks}
     job = replace(prepare(args, source, network, tasks), load=load)
+    if args.reconstruct:
+        check_fittable(network, kept_parameters(network, job.used, tasks))
     made = _cut(job, source, snapshot, terminal)
     apply_mask(network, made.mask)
     if hasattr(network, "select"):
@@ -166,9 +180,8 @@ class Cut:
 
 def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cut:
     """Judge the dense model, score and cut, each once: a command that goes on has it in its file."""
-    from cut.objectives import evaluate, moved
+    from cut.objectives import evaluate
     from cut.randomness import random_state, set_random_state
-    from cut.scores import Sensitivity
     from cut.search import Found, Reading
 
     data, device = source.labelled(), next(job.network.parameters()).device
@@ -187,21 +200,57 @@ def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cu
         wish = _latency(job.args)
         if wish and job.load is not None:
             terminal.warn_if_busy(job.load)
-        batches = (moved(b, device) for b in terminal.track(data.score(job.args.batches), "scoring"))
-        scores = Sensitivity()(job.network, batches, job.losses, job.tasks)
         job = replace(job, facts=size_of_facts(source.meta, job.args, known["dense"]))
-        mask, found = job.fast_mask(scores, wish, terminal.shows_progress) if wish else (job.mask(scores), None)
+        mask, found = _masked(job, data, terminal)
         seconds = time.perf_counter() - start
+        if job.args.reconstruct:
+            note(weights={n: v.cpu().clone() for n, v in job.network.state_dict().items()})
         note(
             mask={n: m.cpu() for n, m in mask.items()},
             found=None if found is None else asdict(found),
             seconds=seconds,
             load=job.load,
         )
+    if "weights" in known:  # as they were fitted
+        job.network.load_state_dict(known["weights"])
     if (stored := known["found"]) is not None:
         readings = {d: Reading(**r) for d, r in stored["readings"].items()}
         stored = Found(stored["density"], Reading(**stored["reading"]), readings)
     return Cut(known["dense"], known["mask"], stored, known["seconds"], known.get("load"))
+
+
+def _masked(job: Job, data: Data, terminal: Terminal) -> tuple[Mask, Found | None]:
+    """Score and cut, in rounds if asked for, and fit what stays, likewise; the network's weights follow."""
+    from cut.decomposition import kept_parameters
+    from cut.masks import apply_mask, sparsity
+    from cut.objectives import moved
+    from cut.reconstruction import reconstruct
+    from cut.schedules import rounds_of
+    from cut.scores import Sensitivity
+
+    args, network, wish = job.args, job.network, _latency(job.args)
+    device = next(network.parameters()).device
+
+    def batches(count: int, what: str) -> Iterator[Any]:
+        return (moved(b, device) for b in terminal.track(data.score(count), what))
+
+    # Weights go by the same factor in each round; units, and budgets of other kinds, in equal parts.
+    target = args.sparsity if job.plan is None and not args.budget else None
+    kept = kept_parameters(network, job.used, job.tasks)
+    done = 0.0 if job.cut is None else sparsity(network, job.cut, kept)
+    mask, found = dict(job.cut or {}), None
+    for fraction in rounds_of(args.rounds, 1.0, target, done):
+        scores = Sensitivity()(network, batches(args.batches, "scoring"), job.losses, job.tasks)
+        if wish is None:
+            mask = job.mask(scores, fraction=fraction)
+        else:
+            mask, found = job.fast_mask(scores, wish, terminal.shows_progress)
+        before = copy.deepcopy(network) if args.reconstruct else None
+        apply_mask(network, mask)
+        if before is not None:
+            reconstruct(network, before, mask, batches(args.reconstruct, "fitting"))
+        job = replace(job, cut=mask)
+    return mask, found
 
 
 def _reached(wish: budgets.Wish | None, made: Cut) -> str:

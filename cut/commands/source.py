@@ -78,11 +78,22 @@ class Source:
         """The data.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none to train on or to judge on.
         """
         if self.data is None:
             raise ValueError(f"{self.name} comes without data; name a data set with --data")
+        for what, loader in (("loader", self.data.train), ("test loader", self.data.test)):
+            if _is_empty(loader):
+                raise ValueError(f"{self.name}: the {what} gives no batches")
         return self.data
+
+
+def _is_empty(loader: Iterable[Any]) -> bool:
+    """Whether a loader gives no batches; without going through it where it tells its length."""
+    try:
+        return len(loader) == 0  # type: ignore[arg-type]
+    except TypeError:
+        return next(iter(loader), None) is None
 
 
 def whole(source: Source) -> Any:

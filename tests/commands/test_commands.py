@@ -9,6 +9,7 @@ from cut import checkpoint
 from cut.cli import main
 from cut.decomposition import prunable
 from cut.masks import sparsity
+from cut.scores import Sensitivity
 from cut.stub import TaskSubset
 from tests.commands.own_model import FACTS, Net, pictures
 
@@ -113,6 +114,43 @@ def test_two_budgets_are_both_met(fitted, capsys, tmp_path):
         assert facts["sparsity"]["kept"] >= s - 1e-3
         if i == 0:
             assert facts["sparsity"]["kept"] > 0.75
+
+
+@pytest.mark.parametrize(
+    ("budget", "densities"),
+    [(["--sparsity", 0.75], (0.63, 0.397)), (["--budget", "params=0.25"], (0.75, 0.5))],
+)
+def test_rounds_cut_step_by_step_each_scored_on_what_the_one_before_left(
+    budget, densities, fitted, capsys, tmp_path, monkeypatch
+):
+    seen = []
+    score = Sensitivity.__call__
+
+    def watched(self, network, *args, **options):
+        kept = [
+            p for n, p in network.named_parameters() if p.dim() > 1 and n.split(".")[0] in ("trunk", "low", "depth")
+        ]
+        seen.append(sum(int((p != 0).sum()) for p in kept) / sum(p.numel() for p in kept))
+        return score(self, network, *args, **options)
+
+    monkeypatch.setattr(Sensitivity, "__call__", watched)
+    line = ["prune", OWN, "--weights", fitted, "--tasks", "depth", "--steps", 0, *budget]
+    facts = told(capsys, *line, "--rounds", 3, "--batches", 2, "--out", tmp_path / "m")
+    assert seen == pytest.approx([1.0, *densities], abs=0.03)
+    assert facts["sparsity"]["kept"] == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize("units", [["--sparsity", 0.6], ["--units", "channels", "--budget", "macs=0.4"]])
+def test_fitted_weights_give_outputs_nearer_to_those_of_before(units, fitted, capsys, tmp_path):
+    line = ["prune", OWN, "--weights", fitted, "--tasks", "seg", "depth", "--steps", 0, *units]
+    told(capsys, *line, "--out", tmp_path / "plain")
+    told(capsys, *line, "--reconstruct", 4, "--rounds", 2, "--out", tmp_path / "fit")
+    image = pictures(5)[0][0]
+    dense, plain, fit = (checkpoint.load(f, Net)(image) for f in (fitted, tmp_path / "plain", tmp_path / "fit"))
+    for task in ("seg", "depth"):
+        assert (fit[task] - dense[task]).pow(2).mean() < (plain[task] - dense[task]).pow(2).mean()
+    small = told(capsys, "compact", OWN, "--weights", tmp_path / "fit", "--out", tmp_path / "small")
+    assert small["max_abs_diff"] < 1e-4
 
 
 def prunes_channels(fitted, capsys, out, *line):

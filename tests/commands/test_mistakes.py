@@ -34,6 +34,12 @@ MISTAKES = {
     "raises": ('def setup():\n    raise RuntimeError("no disk")', "RuntimeError: no disk"),
     "argument": ("def setup(width):\n    return parts()", "needs width"),
     "loader": ("def setup():\n    return parts(loader=3)", "the loader is int"),
+    "once": (
+        "def setup():\n    return parts(loader=iter(pictures(0)))",
+        "a loader of batches that can be gone",
+    ),
+    "empty": ("def setup():\n    return parts(loader=[])", "the loader gives no batches"),
+    "nothing to judge on": ("def setup():\n    return *parts(), []", "the test loader gives no batches"),
     "channels": ("def setup():\n    return parts(example=torch.zeros(2, 1, 32, 32))", "RuntimeError"),
     "picture": (
         'def setup():\n    return parts(tasks={"depth": lambda o, b: (o - b[1]["depth"]).abs()})',
@@ -66,7 +72,7 @@ def written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line(mistake, written, tmp_path, capsys):
     text, message = MISTAKES[mistake]
-    source = written(f"mistake_{mistake}", text)
+    source = written(f"mistake_{mistake.replace(' ', '_')}", text)
     assert main(["fit", source, "--steps", "2", "--out", str(tmp_path / "out"), "--quiet"]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
@@ -78,6 +84,25 @@ def test_a_module_that_cannot_be_read_is_told(written, capsys):
     source = written("mistake_syntax", "def setup(:")
     assert main(["info", source]) == 2
     assert "'mistake_syntax' cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "message"),
+    [
+        (["fit", "m:f"], "taken", "is not a folder"),
+        (["prune", "m:f", "--sparsity", "0.5"], "taken", "is not a folder"),
+        (["compact", "m:f"], "taken/below", "is not a folder"),
+        (["export", "m:f"], "folder.onnx", "is not a file"),
+        (["export", "m:f"], "taken/small.onnx", "is not a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_work(command, out, message, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", str(tmp_path / out)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.onnx", "taken"]
 
 
 def test_a_fault_of_ours_is_seen_whole(monkeypatch):

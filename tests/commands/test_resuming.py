@@ -21,7 +21,8 @@ OWN = "tests.commands.own_model:setup"
 FIT = ["fit", OWN, "--steps", "9", "--lr", "0.01"]
 PRUNE = ["prune", OWN, "--tasks", "seg", "depth", "--sparsity", "0.5", "--batches", "2", "--steps", "9", "--lr", "0.01"]
 CHANNELS = [*PRUNE, "--units", "channels", "--budget", "macs=0.6"]
-COMMANDS = {"fit": FIT, "prune": PRUNE, "channels": CHANNELS}
+FITTED = [*CHANNELS, "--rounds", "2", "--reconstruct", "2"]
+COMMANDS = {"fit": FIT, "prune": PRUNE, "channels": CHANNELS, "fitted": FITTED}
 
 
 class KilledError(BaseException):
@@ -68,6 +69,9 @@ WHERE = [
     ("prune", "tuning", 6),
     ("prune", "pruned model", 1),
     ("channels", "tuning", 4),
+    ("fitted", "fitting", 1),
+    ("fitted", "tuning", 0),
+    ("fitted", "tuning", 4),
 ]
 
 
