@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # metrics take seconds to import, and a device that only pred
     from cut.tasks import Task
 
 OPSET = 18
+INPUT = "image"  # as the argument of what is traced
 session = onnx_session
 _LARGEST = 2**31 - 1  # bytes in one protocol buffer
 
@@ -58,12 +59,14 @@ def export_onnx(
         meta: JSON-able facts, stored under the metadata key ``cut``; see :func:`metadata`.
 
     Raises:
-        ValueError: If the extra is missing, no task is given, the network has no such output, or it is
-            larger than the 2 GB that one ONNX file can hold.
+        ValueError: If the extra is missing, no task is given or one that is called as the input is, the network has no
+            such output, or it is larger than the 2 GB that one ONNX file can hold.
         OSError: If the file cannot be written; nothing is left then.
     """
     needed("export", "onnx", "onnxscript", "onnxruntime")  # all, before the work starts
     facts = json.dumps(dict(meta or {}), allow_nan=False)
+    if INPUT in tasks:
+        raise ValueError(f"a task is called {INPUT!r}, as the file's input is; allowed: any other name")
     with evaluating(network):
         check_outputs(network, image, tasks)
         model = _converted(network, image, tasks)
@@ -77,9 +80,9 @@ def _converted(network: nn.Module, image: Tensor, tasks: Sequence[str]) -> Any:
         program = torch.onnx.export(
             Ordered(network, tasks),
             (example,),
-            input_names=["image"],
+            input_names=[INPUT],
             output_names=list(tasks),
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1, max=4096)}},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -86,8 +86,10 @@ def checked(meta: dict[str, Any], path: str | Path) -> dict[str, Any]:
         tasks = {t: (str(f["kind"]), [str(c) for c in f["classes"]], str(f["unit"])) for t, f in meta["tasks"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} carries no usable facts on its input and tasks ({error!r}); see cut.export.metadata"
+            f"{path} carries no usable facts on its pictures and tasks ({error!r}); see cut.export.metadata"
         ) from error
+    if len(numbers) not in (0, 6) and len(meta["input"]["mean"]) == len(meta["input"]["std"]):
+        raise ValueError(f"{path} takes pictures of {len(numbers) // 2} channels; predict reads and draws those of 3")
     if min(size) < 1 or len(numbers) != 6 or min(numbers[3:]) <= 0 or not tasks:
         raise ValueError(f"{path} carries no usable facts on its input: {meta['input']}")
     return meta

@@ -29,15 +29,20 @@ class Opened:
 
     Attributes:
         runtime: ``"ONNX Runtime"``, ``"ExecuTorch"`` or ``"PyTorch"``.
-        run: An input float32 [N, 3, H, W] to ``{task: array [N, ...]}``.
+        run: An input float32 [N, C, H, W], or of whatever form the model takes, to ``{task: array [N, ...]}``.
         meta: The facts stored with it, see :func:`cut.export.metadata`; empty if there are none.
-        size: Height and width in pixels of the input that it is for, None if it does not say.
+        shape: Of one entry of the input that it is for, ``(C, H, W)`` for pictures; None if it does not say.
     """
 
     runtime: str
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
     meta: Mapping[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the pictures that it is for, None if it does not say or takes none."""
+        return (self.shape[1], self.shape[2]) if self.shape is not None and len(self.shape) == 3 else None
 
 
 def kind(path: str | Path) -> str:
@@ -77,11 +82,12 @@ def open_file(path: str | Path, threads: int = 1, builder: Callable[[], Any] | N
     return _pytorch(Path(path), threads, builder)
 
 
-def _size(meta: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width in the stored facts, if they are there."""
+def _shape(meta: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Channels, height and width in the stored facts, if they are there."""
     try:
-        return int(meta["input"]["height"]), int(meta["input"]["width"])
-    except (KeyError, TypeError, ValueError):
+        stated = meta["input"]
+        return len(stated.get("mean", "RGB")), int(stated["height"]), int(stated["width"])
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -119,13 +125,13 @@ def _onnx(path: Path, threads: int) -> Opened:
     names = [o.name for o in session.get_outputs()]
     (entry,) = session.get_inputs()
     meta = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""))
-    sides = entry.shape[-2:]
-    size = (sides[0], sides[1]) if all(isinstance(s, int) for s in sides) else _size(meta)
+    fixed = all(isinstance(s, int) for s in entry.shape[1:])
+    shape = tuple(entry.shape[1:]) if fixed else _shape(meta)
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {entry.name: image}), strict=True))
 
-    return Opened("ONNX Runtime", run, meta, size)
+    return Opened("ONNX Runtime", run, meta, shape)
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _executorch(path: Path, threads: int) -> Opened:
         whole = found[0] if len(found) == 1 else [np.concatenate(o) for o in zip(*found, strict=True)]
         return dict(zip(names, whole, strict=True))
 
-    return Opened("ExecuTorch", run, facts, (shape[-2], shape[-1]))
+    return Opened("ExecuTorch", run, facts, tuple(shape[1:]))
 
 
 @contextlib.contextmanager
@@ -204,4 +210,4 @@ def _pytorch(folder: Path, threads: int, builder: Callable[[], Any] | None) -> O
         with torch.inference_mode():
             return {task: value.numpy() for task, value in model(torch.from_numpy(image)).items()}
 
-    return Opened("PyTorch", run, meta, _size(meta))
+    return Opened("PyTorch", run, meta, _shape(meta))

@@ -70,7 +70,7 @@ def fast_enough(
         mask_of: A density, which is the share of the dense model's multiply-accumulates that may be left, to a mask of
             whole units; a ValueError if that is out of reach.
         tasks: The tasks to keep.
-        example: A real input [N, 3, H, W]; models are timed for one of its size.
+        example: A real input, such as pictures [N, 3, H, W]; models are timed for one of its size.
         target: The latency to stay within; a share is one of the dense model's with the same kept heads.
         write: Exports a network, as :func:`cut.export.export_onnx` does.
         suffix: Of the files, which says in which runtime they are timed.
@@ -84,11 +84,7 @@ def fast_enough(
     Raises:
         ValueError: If the target cannot be met, or the model cannot be exported or timed.
     """
-    if example.ndim != 4 or example.shape[1] != 3:
-        raise ValueError(f"a latency budget needs pictures [N, 3, H, W]; the example is {list(example.shape)}")
-    size = [int(s) for s in example.shape[-2:]]
     example = example[:PICTURES]
-
     about: dict[str, Any] = {"weights": digest(model.state_dict()), "tasks": list(tasks)}
     about |= {"example": digest({"": example}), "suffix": suffix, "timing": repr(sorted(timing.items()))}
     about |= {"machine": machine()}
@@ -104,7 +100,7 @@ def fast_enough(
         dense = export(keep_tasks(model, tasks, example), "dense")
         lowest = _reachable(mask_of, highest)
         found = search(
-            clock(build, dense, target, size=size, **timing),
+            clock(build, dense, target, **timing),
             target,
             highest=highest,
             lowest=lowest,

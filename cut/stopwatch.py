@@ -83,11 +83,17 @@ def _open(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
     before = memory("VmRSS")
     opened = runtime.open_file(job["path"], job["threads"], builder)
-    size = job["size"] or opened.size
-    if size is None:
-        raise ValueError(f"{job['path']} does not say its input's size; give height and width")
-    image = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+    image = np.random.default_rng(0).standard_normal((1, *_shape(job, opened)), dtype=np.float32)
     return lambda: opened.run(image), {"runtime": opened.runtime, "before": before}
+
+
+def _shape(job: dict[str, Any], opened: runtime.Opened) -> tuple[int, ...]:
+    """Of one entry of the input: as the file says, or of the size that is asked for."""
+    if opened.shape is None and not job["size"]:
+        raise ValueError(f"{job['path']} does not say its input's size; give height and width")
+    if not job["size"]:
+        return opened.shape or ()
+    return (opened.shape[0] if opened.shape else 3, *job["size"])
 
 
 def _timed(call: Callable[[], Any], count: int) -> list[float]:

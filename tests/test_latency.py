@@ -45,6 +45,21 @@ def test_a_process_with_an_onnx_file_holds_no_pytorch(found):
     assert found["onnx"].peak_bytes < 150e6 < found["torch"].peak_bytes
 
 
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 6)])
+@pytest.mark.parametrize("suffix", [".onnx", ".pte"])
+def test_a_file_of_any_input_is_timed(shape, suffix, tmp_path):
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return {"twice": x + x}
+
+    write = export.export_onnx
+    if suffix == ".pte":
+        pytest.importorskip("executorch")
+        from cut.executorch import export_executorch as write
+    file = write(Doubled(), tmp_path / f"m{suffix}", torch.zeros(1, *shape), tasks=["twice"]).path
+    assert compare({"m": file}, **FAST)["m"].median_ms > 0
+
+
 def timing(*rounds):
     return Timing(1.0, 1.0, 5, 1, "any", rounds, 0, 0, 0, 0.0)
 

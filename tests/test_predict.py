@@ -9,7 +9,7 @@ from torch import nn
 from cut import checkpoint, export
 from cut.cli import main
 from cut.network import MultiTaskNet, NetworkConfig
-from cut.predict import Prediction, describe, draw, open_model, predict, read_picture
+from cut.predict import Prediction, checked, describe, draw, open_model, predict, read_picture
 from cut.tasks import classification, depth, normals, regression_map, segmentation
 
 pytest.importorskip("onnxruntime")
@@ -160,6 +160,13 @@ def test_folder_of_a_compact_model_runs_too(folder, half):
 def test_folder_without_facts_is_refused(folder):
     with pytest.raises(ValueError, match="bare carries no usable facts"):
         open_model(folder / "bare")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels_are_refused_with_the_reason(channels):
+    meta = {"input": {"height": 8, "width": 8, "mean": [0.0] * channels, "std": [1.0] * channels}, "tasks": {}}
+    with pytest.raises(ValueError, match=rf"small takes pictures of {channels} channels; .* those of 3"):
+        checked(meta, "small")
 
 
 @pytest.mark.parametrize("wrong", ["missing", "text", "folder"])

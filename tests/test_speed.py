@@ -10,8 +10,8 @@ from cut.conversion import Exported
 from cut.cost import macs
 from cut.decomposition import prunable
 from cut.limits import MACs
-from cut.search import Reading, Target, TooSlowError
-from cut.speed import fast_enough, prune_to_latency, target_of
+from cut.search import Reading, TooSlowError
+from cut.speed import prune_to_latency, target_of
 from tests.commands.own_model import Net, pictures
 
 LOSSES = {
@@ -90,9 +90,23 @@ def test_what_the_floor_forbids_is_not_tried(files):
         prune_to_latency(Net(32), pictures(0), LOSSES, ["depth"], "0.05x", floor_share=0.5, write=write, progress=False)
 
 
-def test_only_pictures_are_timed():
-    with pytest.raises(ValueError, match=r"pictures \[N, 3, H, W\]"):
-        fast_enough(nn.Linear(3, 3), dict, ["a"], torch.zeros(2, 3), Target(0.5, "x"))
+@pytest.mark.parametrize("shape", [(10,), (1, 8, 8), (4, 6, 10)])
+def test_inputs_of_any_form_are_timed(shape, files):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            kind = nn.Linear if len(shape) == 1 else lambda a, b: nn.Conv2d(a, b, 1)
+            self.trunk, self.one, self.two = kind(shape[0], 64), kind(64, 2), kind(64, 3)
+
+        def forward(self, x):
+            x = self.trunk(x).relu()
+            return {"one": self.one(x), "two": self.two(x)}
+
+    batches = [torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))]
+    losses = dict.fromkeys(("one", "two"), lambda out, batch: out.square().mean())
+    options = {"write": files[1], "progress": False, "inputs": lambda x: x}
+    _, reached = prune_to_latency(Two(), batches, losses, ["one"], "0.5x", **options)
+    assert 0.3 < reached.reading.value <= 0.5
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0.5", "20 ms", "-1ms", "2x", "0x", "0ms", "1e3ms"])

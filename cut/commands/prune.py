@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cut.commands import budgets, options
-from cut.commands.terminal import Terminal, finite, table
+from cut.commands.terminal import Terminal, finite, human, table
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +149,10 @@ def _pruned(
         "metrics": {"dense": made.dense, "pruned": after},
     }
     shown = [_shown(made.dense, after), _told(zeros), f"masked model: {args.out}"]
+    if job.plan is not None:
+        facts["compact"] = sizes = _compact(replace(job, facts=size_of_facts(source.meta, args, made.dense)), made.mask)
+        told_ = (f"{human(n)} {w} ({n / sizes['before'][w]:.1%})" for w, n in sizes["after"].items())
+        shown.insert(2, f"compact: {', '.join(told_)}")
     if made.found is not None:
         wish = _latency(args)
         timed = {"runtime": args.runtime, "threads": args.threads, "load": made.load, "cores": os.cpu_count()}
@@ -304,6 +308,19 @@ def _shown(before: dict[str, float], after: dict[str, float]) -> Any:
     """Losses and metrics before and after."""
     rows = [(key, f"{before[key]:.4g}", f"{after[key]:.4g}") for key in before]
     return table(("task/metric", "dense", "pruned"), rows)
+
+
+def _compact(job: Job, mask: Mask) -> dict[str, dict[str, float]]:
+    """What the model takes before and after ``cut compact``, in the words of budgets; bytes are those of its file."""
+    from cut.units import cut_units
+
+    cost = job.units.cost
+    kept = {n: ~gone for n, gone in cut_units(job.units.groups, {n: m.cpu() for n, m in mask.items()}).items()}
+    found = {}
+    for when, left in (("before", cost.dense), ("after", cost.amounts(kept))):
+        size = left["bytes"] + cost.file_overhead
+        found[when] = {"params": left["parameters"], "macs": left["macs"], "bytes": size}
+    return found
 
 
 def _told(zeros: dict[str, float]) -> str:
