@@ -133,6 +133,10 @@ def test_bad_value_is_refused_while_reading_the_line(line, message, capsys):
         (["predict", "x.onnx", "docs/images/room.jpg", "--weights", "nowhere"], "allowed only for module:function"),
         (["fit", "tests.commands.own_model:exploding", "--steps", "2", "--out", "x"], "'depth' is nan at step 0"),
         (["fit", "no_such_backbone", "--out", "x"], "a timm name"),
+        (
+            ["fit", "levit_128s", "--data", "cut.data.synthetic.Synthetic", "--out", "x"],
+            "takes no pictures of",
+        ),
         (["export", OWN, "--out", "x.tflite"], "allowed"),
         (["compact", OWN, "--tasks", "pose", "--out", "x"], "unknown task 'pose'"),
         (["bench", "missing.onnx"], "missing.onnx"),

@@ -82,7 +82,7 @@ def fresh(backbone: str, data: str | None, tasks: list[str] | None, seed: int) -
         seed: Of first weights and data.
 
     Raises:
-        ValueError: If there is no such backbone, data set or task.
+        ValueError: If there is no such backbone, data set or task, or the data's pictures are of a wrong size for it.
     """
     import timm
 
@@ -100,6 +100,14 @@ def fresh(backbone: str, data: str | None, tasks: list[str] | None, seed: int) -
     network = MultiTaskNet(
         {t.name: t.channels for t in module.tasks}, [t.name for t in module.tasks if not t.dense], config
     )
+    network.eval()
+    try:
+        _seen(network, image)
+    except RuntimeError as error:  # of layers that are built for one size
+        raise ValueError(
+            f"{backbone} takes no pictures of {height}x{width}: {error}; allowed: a backbone for any size, or "
+            "data of its own size"
+        ) from error
     return Source(backbone, network, names, image, facts(module, names), None, _of_module(module, names))
 
 
