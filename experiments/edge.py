@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     VIT: {"data.init_args.tasks": list(VIT_TASKS), **FASTER},
     "resnet18": {"model.init_args.network.output_stride": 16, **FASTER},
 }
-# What the dense models have besides. timm's ResNet-18 is trained from random weights here, and its config's rate, chosen
+# What the dense models have besides. timm's ResNet-18 begins with random weights here, and its config's rate, chosen
 # for the stride of 8, is too low for that: at the narrow ones' rate (docs/tables/edge-width.md) all tasks are better.
 DENSE: dict[str, dict[str, Any]] = {"resnet18": {RATE: 6e-3}}
 # What CUT's runs have besides, found on validation (docs/tables/channels.md): summed, a weight of an embedding channel

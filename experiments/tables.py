@@ -129,13 +129,15 @@ def page(grid: Grid, text: str, records: Path, folder: Path | None = None) -> st
         records: Folder of records.
         folder: Of what was delivered; None = the committed one.
     """
-    from experiments import delivery, devices, edge, targets  # need PyTorch, which other tables do not
+    from experiments import delivery, devices, edge, targets, typeset  # need PyTorch, which other tables do not
 
     found = delivery.collect(grid, folder or delivery.FOLDER)
-    files = devices.by_file(grid, results.collect(grid, records), found)
+    known = results.collect(grid, records)
+    files = devices.by_file(grid, known, found)
     few, many = ("+".join(tasks) for tasks in edge.SELECTIONS)
     said = targets.told(grid, files, edge.OURS, (*edge.RIVALS, edge.WIDTH), few, many)
-    return replaced(replaced(text, "targets", said), "beside", devices.side_by_side(grid, found))
+    text = replaced(replaced(text, "targets", said), "beside", devices.side_by_side(grid, found))
+    return replaced(text, "hours", typeset.markdown(targets.hours(grid, known)))
 
 
 def _demo(folder: Path, out: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from cut.records import Record
 from experiments.devices import aimed
 from experiments.grid import Grid
 from experiments.render import MISSING, number
-from experiments.results import is_dense
+from experiments.results import Records, is_dense
 from experiments.typeset import Table, Text, markdown
 
 Lines = dict[tuple[str, str, float, str], dict[str, Any]]
@@ -141,6 +142,27 @@ def dropped(found: Lines, methods: Sequence[str], few: str, many: str) -> Table:
         cells += [number(x["latency_ms"], 1) for x in (more, less)]
         body.append([Text(c) for c in (backbone, method, f"{latency:g}", *cells)])
     return Table("Dropping a task", head, body, 2)
+
+
+def hours(grid: Grid, records: Records) -> Table:
+    """What the runs of a table took, dense ones included: hours of one core, as every run has one.
+
+    Args:
+        grid: The table.
+        records: By id, those that there are.
+
+    Returns:
+        A row per backbone, and one for all: number of runs, hours of scoring, fitting and cutting, hours of training.
+    """
+    by: dict[str, list[Record]] = {}
+    for record in (records[c.id] for c in grid.cells() if c.id in records):
+        by.setdefault(record.backbone, []).append(record)
+    by["all"] = [r for found in by.values() for r in found]
+    body = []
+    for name, found in by.items():
+        took = (sum(getattr(r, key) for r in found) / 3600 for key in ("score_seconds", "finetune_seconds"))
+        body.append([Text(name), Text(str(len(found))), *(Text(number(x, 1)) for x in took)])
+    return Table("Hours", ["network", "runs", "hours of scoring, fitting, cutting", "hours of training"], body, 1)
 
 
 def told(grid: Grid, files: pd.DataFrame, ours: Sequence[str], rivals: Sequence[str], few: str, many: str) -> str:

@@ -265,7 +265,7 @@ def test_what_is_cut_by_weights_is_told_by_its_aim_with_or_without_records(monke
         assert len(rows) == len(grid.rows), "a line per row of the table"
 
 
-PAGE = "a\n<!-- table:targets -->\nold\n<!-- end -->\n<!-- table:beside -->\nold\n<!-- end -->\nb"
+PAGE = "a\n" + "".join(f"<!-- table:{n} -->\nold\n<!-- end -->\n" for n in ("hours", "targets", "beside")) + "b"
 
 
 def judged(monkeypatch, without=()):
@@ -358,6 +358,18 @@ def test_a_dropped_task_is_told_by_what_the_others_gain(monkeypatch):
     without, with_ = ((x["delta_m/seg"] + x["delta_m/depth"]) / 2 for x in (less, more))
     assert [float(x) for x in one[3:6]] == pytest.approx([with_, without, without - with_], abs=0.006)
     assert one[6:] == ["6.0", "6.0"]
+
+
+def test_hours_are_those_of_all_runs_dense_ones_included(monkeypatch):
+    grid, records, _ = whole(monkeypatch)
+    for one in records.values():
+        one.score_seconds, one.finetune_seconds = 360.0, 1800.0
+    *networks, total = [[c.text for c in row] for row in targets.hours(grid, records).body]
+    ids = {c.id for c in grid.cells()}
+    assert total == ["all", str(len(ids)), f"{len(ids) / 10:.1f}", f"{len(ids) / 2:.1f}"]
+    assert sum(int(row[1]) for row in networks) == len(ids) and len(networks) == len(edge.MODELS)
+    some = dict(list(records.items())[:3])
+    assert [c.text for c in targets.hours(grid, some).body[-1]][1:] == ["3", "0.3", "1.5"]
 
 
 def test_the_forms_of_a_model_stand_side_by_side(monkeypatch, tmp_path):
