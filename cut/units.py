@@ -12,7 +12,8 @@ count the cut ones (:mod:`cut.norms`). What must stay: outputs, and whatever ano
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -138,10 +139,12 @@ def find_units(
     stop = next(other_attention(network), None)
     if stop is not None:
         raise ValueError(f"the network cannot be cut by units: {stop} is attention of a form that is not known")
-    try:
-        units = traced_units(network, example)
-    except Exception as error:  # a tracer for arbitrary networks may fail in any way
-        raise ValueError(f"the network cannot be cut by units: it cannot be traced ({error!r})") from error
+    with _running(network) as stack:
+        try:
+            units = traced_units(network, example)
+        except Exception as error:  # a tracer for arbitrary networks may fail in any way
+            where = f"; it is stopped by {stack[-1]}" if stack else ""
+            raise ValueError(f"the network cannot be cut by units: it cannot be traced ({error!r}){where}") from error
     groups = _exact(network, example, units.groups)
     exact = {g.name for g in groups}
     blockers = [*units.blockers, *(g.name for g in units.groups if g.name not in exact)]
@@ -150,6 +153,22 @@ def find_units(
         stop = next(iter(blockers), "having no convolution or linear layer whose channels can go")
         raise ValueError(f"the network's shared part cannot be cut by units; it is stopped by {stop}")
     return Units(groups, blockers)
+
+
+@contextmanager
+def _running(network: nn.Module) -> Iterator[list[str]]:
+    """Names and kinds of the modules that run at the moment, the innermost last; they stay when one of them fails."""
+    stack: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+        told = f"{name or 'the network'} ({type(module).__name__})"
+        handles.append(module.register_forward_pre_hook(lambda *_, told=told: stack.append(told)))
+        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _exact(network: nn.Module, example: Tensor, groups: Sequence[Group]) -> list[Group]:

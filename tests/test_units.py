@@ -203,6 +203,28 @@ def test_unknown_attention_and_networks_without_units_are_refused_by_name():
 
 
 @pytest.mark.slow
+def test_what_cannot_be_traced_is_refused_by_name():
+    class Shy(nn.Module):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                raise RuntimeError("not while one looks")
+            return x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), Shy()))
+            self.head = nn.Conv2d(4, 1, 1)
+
+        def forward(self, x):
+            return {"depth": self.head(self.trunk(x))}
+
+    network = Net()
+    with pytest.raises(ValueError, match=r"not while one looks.*stopped by trunk\.1\.1 \(Shy\)"):
+        find_groups(network, torch.zeros(2, 3, 4, 4))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
 def test_window_attention_is_refused_by_name():
     network = MultiTaskNet({"seg": 3}, config=NetworkConfig("swin_tiny_patch4_window7_224", img_size=(224, 224)))
     with pytest.raises(ValueError, match="WindowAttention"):
