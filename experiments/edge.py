@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # What the dense models have besides. timm's ResNet-18 begins with random weights here, and its config's rate, chosen
 # for the stride of 8, is too low for that: at the narrow ones' rate (docs/tables/edge-width.md) all tasks are better.
-DENSE: dict[str, dict[str, Any]] = {"resnet18": {RATE: 6e-3}}
+DENSE_RATES: dict[str, tuple[float, ...]] = {"resnet18": (6e-3, 2e-3)}  # tried; the chosen one first
 # What CUT's runs have besides, found on validation (docs/tables/channels.md): summed, a weight of an embedding channel
 # counts so much more than a neuron's that the ViT's neurons all go first. Torch-Pruning's importances are means.
 REDUCE = "pruning.units.init_args.reduce"
@@ -84,9 +84,10 @@ def known(model: str, tasks: Sequence[str], method: str) -> Mapping[float, float
     return shares().get(model, {}).get("+".join(tasks), {}).get(SHARES_OF.get(method, method), {})
 
 
-def start(model: str, seed: int) -> Cell:
-    """The dense run that models are cut from."""
-    return dense(seed, model, {**SETTINGS.get(model, {}), **DENSE.get(model, {})})
+def start(model: str, seed: int, rate: float | None = None) -> Cell:
+    """The dense run that models are cut from; ``rate`` is its highest, by default the one chosen for the model."""
+    chosen = rate or next(iter(DENSE_RATES.get(model, ())), None)
+    return dense(seed, model, {**SETTINGS.get(model, {}), **({RATE: chosen} if chosen else {})})
 
 
 def selections(model: str) -> tuple[tuple[str, ...], ...]:
@@ -248,7 +249,7 @@ def edge_vit_grid() -> Grid:
 
 
 def edge_width_grid() -> Grid:
-    """How fast a narrow network is to learn from random weights."""
+    """How fast a network is to learn from random weights, narrow or dense."""
     tasks, rows, against = SELECTIONS[0], [], {}
     for model, tried in WIDTH_RATES.items():
         width = known(model, tasks, WIDTH).get(0.5)
@@ -258,8 +259,23 @@ def edge_width_grid() -> Grid:
             cell = scaled(width, model, tasks, 1, rate)
             rows.append(Row(WIDTH, ((cell,),), {"learning_rate": rate}, level=0.5))
             against[cell.id] = start(model, 1)
-    note = "Seed 1; half of the latency, which is what the column says. learning_rate: the highest of the run."
-    return Grid("edge-width", "A narrow network's rate", tuple(rows), split="val", against=against, note=note)
+    for model, tried in DENSE_RATES.items():
+        for rate in sorted(tried):
+            cell = start(model, 1, rate)
+            rows.append(Row("dense", ((cell,),), {"learning_rate": rate}, level=0.0))
+            against[cell.id] = start(model, 1)
+    note = (
+        "Seed 1. 50 %: narrow networks at half of the latency; dense: whole ones that begin with random weights too. "
+        "learning_rate: the highest of the run."
+    )
+    return Grid(
+        "edge-width",
+        "Rates of networks that begin with random weights",
+        tuple(rows),
+        split="val",
+        against=against,
+        note=note,
+    )
 
 
 def _of(method: str) -> Any:

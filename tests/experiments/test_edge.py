@@ -120,12 +120,16 @@ def test_the_vits_rates_are_those_best_on_validation_and_more_pictures_fit_bette
 def test_a_narrow_networks_rate_is_the_best_on_validation_of_those_tried_for_its_model():
     grid = edge.edge_width_grid()
     frame = tidy(grid, collect(grid, tables.ROOT / "experiments/records" / grid.folder))
+    whole, frame = frame[frame["method"] == "dense"], frame[frame["method"] == edge.WIDTH]
     assert grid.split == "val" and len(frame) == sum(map(len, edge.WIDTH_RATES.values()))
     for model, tried in edge.WIDTH_RATES.items():
         rows = frame[frame["backbone"] == edge.start(model, 1).config["model"]["init_args"]["network"]["backbone"]]
         assert list(rows["learning_rate"]) == sorted(tried) and rows["delta_m"].notna().all()
         best = rows["learning_rate"][rows["delta_m"].idxmax()]
         assert best == tried[0] and min(tried) < best < max(tried), "the best is chosen, and not at the border"
+    for model, rates in edge.DENSE_RATES.items():
+        rows = whole[whole["backbone"] == edge.start(model, 1).config["model"]["init_args"]["network"]["backbone"]]
+        assert rows["learning_rate"][rows["delta_m"].idxmax()] == rates[0] and len(rows) == len(rates)
     starts = {grid.against[cell.id].configs[2] for row in grid.rows for (cell,) in row.runs}
     assert starts == {f"model/{model}" for model in edge.MODELS}
 
