@@ -70,7 +70,18 @@ def create(
     reached = info.reduction()[-1]
     if output_stride is not None and reached != output_stride:
         raise ValueError(f"backbone {name!r} cannot have output_stride={output_stride}: its deepest map has {reached}")
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_bias_cache", None), dict):
+            module.register_forward_hook(_forget)
     return model, list(info.channels())
+
+
+def _forget(module: Any, *_: Any) -> None:
+    """Drop what timm's attention with biases keeps of its weights in eval mode.
+
+    It would be of other weights after a cut, and of a graph that a second backward pass or a copy cannot have.
+    """
+    module.attention_bias_cache = {}
 
 
 def _create(name: str, dynamic: bool, options: dict[str, Any]) -> Any:

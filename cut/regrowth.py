@@ -90,7 +90,7 @@ class Regrowth:
         grown = self.scorer(network, batches, losses, tasks, inputs)
         weights = prunable(network)
         scored = {n for per in grown.values() for n in per}
-        moved = {n: m.clone() for n, m in mask.items()}
+        moved = {n: m.clone(memory_format=torch.contiguous_format) for n, m in mask.items()}
         counts: dict[str, int] = {}
         for name in sorted(scored & set(mask)):
             kept = mask[name]

@@ -159,7 +159,8 @@ def best(ranking: Ranking, count: int, front: Mask | None = None, back: Mask | N
     """
     order = _order(ranking)
     shapes = {n: ranking.scores[ts[0]][n] for n, ts, _ in order}
-    mask: Mask = {n: torch.zeros_like(s, dtype=torch.bool) for n, s in shapes.items()}
+    # In the order of the indices, also where the scores' memory is that of channels-last weights.
+    mask: Mask = {n: torch.zeros(s.shape, dtype=torch.bool, device=s.device) for n, s in shapes.items()}
     for name, chosen in (front or {}).items():
         mask[name] |= chosen
     free: Mask = {}

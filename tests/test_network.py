@@ -1,5 +1,7 @@
 """Networks: shapes for CNN and ViT, selection, specs, and refusals."""
 
+import copy
+
 import pytest
 import torch
 
@@ -154,3 +156,21 @@ def test_a_spec_rebuilds_the_same_network():
 def test_bad_choices_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_attention_keeps_nothing_of_weights_that_change():
+    """timm's attention with biases holds them, as of its last forward pass, while it is in eval mode."""
+    network = MultiTaskNet({"seg": 3}, config=NetworkConfig("levit_128s")).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            torch.nn.init.ones_(module.weight)  # a fresh network switches its branches off
+    image = torch.randn(1, 3, 224, 224)
+    for _ in range(2):  # a second backward pass has a graph of its own
+        network(image)["seg"].sum().backward()
+    twin = copy.deepcopy(network)
+    before = twin(image)["seg"]
+    with torch.no_grad():
+        for name, bias in twin.named_parameters():
+            if name.endswith("attention_biases"):
+                bias.normal_()
+    assert not torch.equal(twin(image)["seg"], before)
