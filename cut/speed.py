@@ -24,6 +24,7 @@ from cut.search import Found, Target, clock, search
 from cut.selection import Mask
 from cut.snapshot import digest
 from cut.structured import Plan, make_unit_mask, plan
+from cut.unitcost import Amounts
 from cut.units import cut_units
 
 Writer = Callable[..., Exported]  # as export_onnx
@@ -125,11 +126,15 @@ def _reachable(mask_of: Callable[[float], Mask], highest: float) -> float:
             density = min(round(density * STEP, 6), highest)
 
 
+def left_by(units: Plan, mask: Mask) -> Amounts:
+    """What a mask of whole units leaves, see :meth:`cut.unitcost.UnitCost.amounts`."""
+    gone = cut_units(units.groups, {n: m.cpu() for n, m in mask.items()})
+    return units.cost.amounts({n: ~g for n, g in gone.items()})
+
+
 def density_of(units: Plan, mask: Mask) -> float:
     """The share of the dense model's multiply-accumulates that a mask of whole units leaves."""
-    gone = cut_units(units.groups, {n: m.cpu() for n, m in mask.items()})
-    left = units.cost.amounts({n: ~g for n, g in gone.items()})
-    return min(1.0, left["macs"] / units.cost.dense["macs"])
+    return min(1.0, left_by(units, mask)["macs"] / units.cost.dense["macs"])
 
 
 def prune_to_latency(

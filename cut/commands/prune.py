@@ -312,12 +312,11 @@ def _shown(before: dict[str, float], after: dict[str, float]) -> Any:
 
 def _compact(job: Job, mask: Mask) -> dict[str, dict[str, float]]:
     """What the model takes before and after ``cut compact``, in the words of budgets; bytes are those of its file."""
-    from cut.units import cut_units
+    from cut.speed import left_by
 
     cost = job.units.cost
-    kept = {n: ~gone for n, gone in cut_units(job.units.groups, {n: m.cpu() for n, m in mask.items()}).items()}
     found = {}
-    for when, left in (("before", cost.dense), ("after", cost.amounts(kept))):
+    for when, left in (("before", cost.dense), ("after", left_by(job.units, mask))):
         size = left["bytes"] + cost.file_overhead
         found[when] = {"params": left["parameters"], "macs": left["macs"], "bytes": size}
     return found
