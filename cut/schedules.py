@@ -104,7 +104,7 @@ def rounds_of(rounds: int, fraction: float = 1.0, target: float | None = None, d
         >>> rounds_of(2), [round(f, 3) for f in rounds_of(2, target=0.75)]
         ([0.5, 1.0], [0.667, 1.0])
     """
-    if target is None or target >= 1:
+    if not target or target >= 1:
         return [fraction * (i + 1) / rounds for i in range(rounds)]
     now, last = 1 - done, 1 - fraction * target
     densities = [now * (last / now) ** (i / rounds) for i in range(1, rounds)]

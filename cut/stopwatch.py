@@ -88,12 +88,12 @@ def _open(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
 
 
 def _shape(job: dict[str, Any], opened: runtime.Opened) -> tuple[int, ...]:
-    """Of one entry of the input: as the file says, or of the size that is asked for."""
-    if opened.shape is None and not job["size"]:
+    """Of one entry of the input: of the size that is asked for, else as the file says."""
+    if job["size"]:
+        return (opened.shape[0] if opened.shape else 3, *job["size"])
+    if opened.shape is None:
         raise ValueError(f"{job['path']} does not say its input's size; give height and width")
-    if not job["size"]:
-        return opened.shape or ()
-    return (opened.shape[0] if opened.shape else 3, *job["size"])
+    return opened.shape
 
 
 def _timed(call: Callable[[], Any], count: int) -> list[float]:

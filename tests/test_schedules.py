@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from cut.schedules import Gradual, Iterative, OneShot
+from cut.schedules import Gradual, Iterative, OneShot, rounds_of
 
 SCHEDULES = [
     OneShot(2),
@@ -57,3 +57,7 @@ def test_a_gradual_cut_follows_the_cubic_with_equal_distances_and_ends_at_its_en
 def test_a_schedule_that_cannot_be_followed_is_refused_with_its_value(kind, options, told):
     with pytest.raises(ValueError, match=told):
         kind(**options)
+
+
+def test_rounds_to_a_budget_that_removes_nothing_are_rounds_all_the_same():
+    assert rounds_of(2, target=0.0) == [0.5, 1.0]

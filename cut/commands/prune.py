@@ -207,15 +207,15 @@ def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cu
         job = replace(job, facts=size_of_facts(source.meta, job.args, known["dense"]))
         mask, found = _masked(job, data, terminal)
         seconds = time.perf_counter() - start
-        if job.args.reconstruct:
-            note(weights={n: v.cpu().clone() for n, v in job.network.state_dict().items()})
+        fitted = {n: v.cpu().clone() for n, v in job.network.state_dict().items()} if job.args.reconstruct else None
         note(
             mask={n: m.cpu() for n, m in mask.items()},
+            weights=fitted,
             found=None if found is None else asdict(found),
             seconds=seconds,
             load=job.load,
         )
-    if "weights" in known:  # as they were fitted
+    if known.get("weights") is not None:  # as they were fitted
         job.network.load_state_dict(known["weights"])
     if (stored := known["found"]) is not None:
         readings = {d: Reading(**r) for d, r in stored["readings"].items()}
