@@ -114,7 +114,7 @@ def _delivered(x: str) -> Callable[[Grid, Records], Figure | None]:
         files = devices.by_file(grid, records, delivery.collect(grid))
         files = devices.aimed(files)
         files = files.drop(columns=variants(grid)) if files["latency_ratio"].notna().any() else files.iloc[:0]
-        return plots.against(files, x) if files["delta_m"].notna().any() else None
+        return plots.against(files, x, clip=False) if files["delta_m"].notna().any() else None
 
     return draw
 

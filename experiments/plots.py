@@ -144,12 +144,13 @@ def _scale(axes: Axes, x: str, rows: pd.DataFrame) -> None:
 
 
 @mpl.rc_context(STYLE)
-def against(frame: pd.DataFrame, x: str) -> Figure:
+def against(frame: pd.DataFrame, x: str, *, clip: bool = True) -> Figure:
     """Delta_m against sparsity or size: a line per method, a panel per kept tasks, a row of them per backbone.
 
     Args:
         frame: Tidy, with at least one row that has a Delta_m.
         x: One of :data:`AXES`; sizes and what a sparsity leaves are in logarithms.
+        clip: End the axis at :func:`floor`, with the values of points below it in words.
     """
     frame = frame.assign(label=labels(frame))
     # Dense ones last: figures of pruned models alone have the same colours then.
@@ -164,7 +165,7 @@ def against(frame: pd.DataFrame, x: str) -> Figure:
     groups = [one for part in backbones for one in part]
     figure, panels, free = _grid([len(part) for part in backbones])
     for axes, (kind, rows) in zip(panels, groups, strict=True):
-        bottom = floor(rows["delta_m"].tolist())
+        bottom = floor(rows["delta_m"].tolist()) if clip else -np.inf
         axes.axhline(0, color="0.6", linewidth=1)
         for name, series in rows.groupby("label", sort=False):
             ordered = series.sort_values(x)

@@ -61,6 +61,13 @@ def test_delta_against_sparsity_marks_what_is_clipped():
     assert colours == [x.get_color() for x in layers.lines]  # a method has one colour
 
 
+def test_an_axis_without_clipping_reaches_every_value():
+    frame = tidy(ROOMS, made())
+    (axes,) = plots.against(frame, "sparsity", clip=False).axes
+    of_random = frame.loc[frame["method"] == "random", "delta_m"]
+    assert lines(axes)["random"][:, 1].tolist() == pytest.approx(sorted(of_random, reverse=True)) and not axes.texts
+
+
 def test_values_of_two_clipped_curves_do_not_lie_on_each_other():
     frame = tidy(ROOMS, made())
     low = frame[frame["method"] == "random"]
