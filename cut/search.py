@@ -70,7 +70,7 @@ class Found:
     Attributes:
         density: Of the largest model that is fast enough, in (0, 1].
         reading: Its latency, in the target's unit.
-        readings: Density to reading of all models that were made, in order of density.
+        readings: Density to reading of all models that the search made, in order of density.
     """
 
     density: float
@@ -233,12 +233,16 @@ def clock(
     def measure(density: float) -> Reading:
         if density == 1 and target.unit == "x":
             return Reading(1.0, 1.0, 1.0)
-        file = dense if density == 1 else build(density)
-        timed = compare({"dense": dense, "model": file}, progress=False, **options)
-        if target.unit == "x":
-            found = ratio(timed["model"], timed["dense"])
-            return Reading(found.median, found.low, found.high, timed["model"].load)
-        rounds = timed["model"].rounds_ms
-        return Reading(timed["model"].median_ms, min(rounds), max(rounds), timed["model"].load)
+        return timed(dense if density == 1 else build(density), dense, target, **options)
 
     return measure
+
+
+def timed(file: str | Path, dense: str | Path, target: Target, **options: Any) -> Reading:
+    """The reading of one file, timed in turns with the dense model's; arguments as of :func:`clock`."""
+    both = compare({"dense": dense, "model": file}, progress=False, **options)
+    if target.unit == "x":
+        found = ratio(both["model"], both["dense"])
+        return Reading(found.median, found.low, found.high, both["model"].load)
+    rounds = both["model"].rounds_ms
+    return Reading(both["model"].median_ms, min(rounds), max(rounds), both["model"].load)

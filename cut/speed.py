@@ -20,7 +20,7 @@ from cut.limits import MACs, Together, UnitBudget
 from cut.masks import apply_mask
 from cut.records import machine
 from cut.scores import Scorer, Sensitivity
-from cut.search import Found, Target, clock, search
+from cut.search import Found, Reading, Target, clock, search, timed
 from cut.selection import Mask
 from cut.snapshot import digest
 from cut.structured import Plan, make_unit_mask, plan
@@ -111,6 +111,31 @@ def fast_enough(
             progress=progress,
         )
     return mask_of(found.density), found
+
+
+def reading_of(
+    model: nn.Module,
+    mask: Mask,
+    tasks: Sequence[str],
+    example: Tensor,
+    target: Target,
+    *,
+    write: Writer = export_onnx,
+    suffix: str = ".onnx",
+    **timing: Any,
+) -> Reading:
+    """The latency of what one mask leaves, in the target's unit; arguments as of :func:`fast_enough`.
+
+    Raises:
+        ValueError: If the model cannot be exported or timed.
+    """
+    example = example[:PICTURES]
+    models = {"dense": keep_tasks(model, tasks, example), "compact": compact(model, tasks, mask, example)}
+    with tempfile.TemporaryDirectory() as folder:
+        dense, small = (
+            write(m, Path(folder) / f"{name}{suffix}", example[:1], tasks=tasks).path for name, m in models.items()
+        )
+        return timed(small, dense, target, **timing)
 
 
 def _reachable(mask_of: Callable[[float], Mask], highest: float) -> float:

@@ -27,10 +27,10 @@ from cut.masks import make_mask
 from cut.objectives import moved
 from cut.records import machine
 from cut.scores import Scores
-from cut.search import Found, Target
+from cut.search import Found, Reading, Target
 from cut.selection import Mask
 from cut.snapshot import digest
-from cut.speed import density_of, fast_enough
+from cut.speed import density_of, fast_enough, reading_of
 from cut.structured import Plan, make_unit_mask, plan
 
 RUNTIMES = {"onnx": ".onnx", "executorch": ".pte"}
@@ -122,18 +122,17 @@ class Job:
         assert self.plan is not None
         return self.plan
 
-    def fast_mask(self, scores: Mapping[str, Scores], wish: budgets.Wish, progress: bool) -> tuple[Mask, Found]:
-        """The mask that meets all budgets, a latency among them, and what the search reached.
+    def fast_enough(self, scores: Mapping[str, Scores], wish: budgets.Wish, progress: bool) -> Found:
+        """The largest model, cut in one round by these scores, that meets all budgets, a latency among them.
 
         Raises:
             ValueError: If the latency or another budget is out of reach.
         """
-        args, example = self.args, network_input(self.first).cpu()
+        args = self.args
         cache = args.out.parent / f"{args.out.name}.latency.json"
         if args.restart:  # readings too are made anew, as of a machine that was busy
             cache.unlink(missing_ok=True)
-        network = copy.deepcopy(self.network).cpu().eval()
-        suffix = RUNTIMES[args.runtime]
+        network, example, timing = self._timed()
 
         def mask_of(density: float) -> Mask:
             return {n: m.cpu() for n, m in self.mask(scores, [MACs(density)]).items()}
@@ -143,15 +142,26 @@ class Job:
             mask_of,
             self.tasks,
             example,
-            Target(wish.amount, "x" if wish.relative else "ms"),
-            write=export_executorch if suffix == ".pte" else export_onnx,
-            suffix=suffix,
+            target_of(wish),
             highest=density_of(self.units, self.mask(scores)),
             cache=cache,
             key=key_of_readings(args, network, self.tasks, example),
             progress=progress,
-            threads=args.threads,
-        )
+            **timing,
+        )[1]
+
+    def reading(self, mask: Mask, wish: budgets.Wish) -> Reading:
+        """The latency of what a mask leaves, in the unit of the latency that is asked for."""
+        network, example, timing = self._timed()
+        mask = {n: m.cpu() for n, m in mask.items()}
+        return reading_of(network, mask, self.tasks, example, target_of(wish), **timing)
+
+    def _timed(self) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+        """A copy of the network to make files of, an example input, and how they are written and timed."""
+        suffix = RUNTIMES[self.args.runtime]
+        write = export_executorch if suffix == ".pte" else export_onnx
+        timing = {"write": write, "suffix": suffix, "threads": self.args.threads}
+        return copy.deepcopy(self.network).cpu().eval(), network_input(self.first).cpu(), timing
 
     def _limits(self) -> list[UnitBudget]:
         """The budgets that follow from a choice of units alone."""
@@ -164,6 +174,11 @@ class Job:
             elif wish.kind == "bytes":
                 found.append(Bytes(max(2.0, wish.absolute(self._dense_bytes()))))
         return found
+
+
+def target_of(wish: budgets.Wish) -> Target:
+    """What a search stays within."""
+    return Target(wish.amount, "x" if wish.relative else "ms")
 
 
 def budget_of_weights(wishes: Sequence[budgets.Wish], sparsity: float | None, params: int) -> Budget:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cut.commands.cutting import Job
-    from cut.commands.source import Data, Source
+    from cut.commands.source import Source
     from cut.search import Found
     from cut.selection import Mask
     from cut.snapshot import Snapshot
@@ -32,6 +31,7 @@ EXAMPLES = """examples:
   cut prune runs/demo/dense --tasks seg --units channels --budget macs=0.5 --rounds 4 --reconstruct 8 --out runs/fit
   cut prune mine:setup --tasks seg --budget params=2e6 --steps 500 --out runs/mine
   cut prune mine:setup --tasks seg --units channels --budget latency=20ms --budget bytes=4MB --out runs/mine
+  cut prune mine:setup --tasks seg --units channels --budget latency=0.5x --rounds 4 --reconstruct 8 --out runs/mine
 """
 
 
@@ -75,11 +75,6 @@ def run(args: argparse.Namespace) -> None:
     for name, default in (("runtime", "onnx"), ("threads", 1)):
         if _latency(args) is None and getattr(args, name) != default:
             raise ValueError(f"--{name} {getattr(args, name)}: allowed only with --budget latency=...")
-    if args.rounds > 1 and _latency(args) is not None:
-        raise ValueError(
-            f"--rounds {args.rounds}: a search for a latency would make them for every model that it tries; allowed: "
-            "--rounds 1, or --budget macs=N, where N is the density that the search without rounds tells"
-        )
     terminal = Terminal(args)
     import torch
 
@@ -184,6 +179,7 @@ class Cut:
 
 def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cut:
     """Judge the dense model, score and cut, each once: a command that goes on has it in its file."""
+    from cut.commands.rounds import in_rounds
     from cut.objectives import evaluate
     from cut.randomness import random_state, set_random_state
     from cut.search import Found, Reading
@@ -205,7 +201,7 @@ def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cu
         if wish and job.load is not None:
             terminal.warn_if_busy(job.load)
         job = replace(job, facts=size_of_facts(source.meta, job.args, known["dense"]))
-        mask, found = _masked(job, data, terminal)
+        mask, found = in_rounds(job, data, terminal, wish)
         seconds = time.perf_counter() - start
         fitted = {n: v.cpu().clone() for n, v in job.network.state_dict().items()} if job.args.reconstruct else None
         note(
@@ -221,40 +217,6 @@ def _cut(job: Job, source: Source, snapshot: Snapshot, terminal: Terminal) -> Cu
         readings = {d: Reading(**r) for d, r in stored["readings"].items()}
         stored = Found(stored["density"], Reading(**stored["reading"]), readings)
     return Cut(known["dense"], known["mask"], stored, known["seconds"], known.get("load"))
-
-
-def _masked(job: Job, data: Data, terminal: Terminal) -> tuple[Mask, Found | None]:
-    """Score and cut, in rounds if asked for, and fit what stays, likewise; the network's weights follow."""
-    from cut.decomposition import kept_parameters
-    from cut.masks import apply_mask, sparsity
-    from cut.objectives import moved
-    from cut.reconstruction import reconstruct
-    from cut.schedules import rounds_of
-    from cut.scores import Sensitivity
-
-    args, network, wish = job.args, job.network, _latency(job.args)
-    device = next(network.parameters()).device
-
-    def batches(count: int, what: str) -> Iterator[Any]:
-        return (moved(b, device) for b in terminal.track(data.score(count), what))
-
-    # Weights go by the same factor in each round; units, and budgets of other kinds, in equal parts.
-    target = args.sparsity if job.plan is None and not args.budget else None
-    kept = kept_parameters(network, job.used, job.tasks)
-    done = 0.0 if job.cut is None else sparsity(network, job.cut, kept)
-    mask, found = dict(job.cut or {}), None
-    for fraction in rounds_of(args.rounds, 1.0, target, done):
-        scores = Sensitivity()(network, batches(args.batches, "scoring"), job.losses, job.tasks)
-        if wish is None:
-            mask = job.mask(scores, fraction=fraction)
-        else:
-            mask, found = job.fast_mask(scores, wish, terminal.shows_progress)
-        before = copy.deepcopy(network) if args.reconstruct else None
-        apply_mask(network, mask)
-        if before is not None:
-            reconstruct(network, before, mask, batches(args.reconstruct, "fitting"))
-        job = replace(job, cut=mask)
-    return mask, found
 
 
 def _reached(wish: budgets.Wish | None, made: Cut) -> str:

@@ -201,6 +201,52 @@ def test_latency_is_searched_for_and_reported(fitted, capsys, tmp_path, monkeypa
     assert (tmp_path / "p.latency.json").exists(), "a stopped search goes on from here"
 
 
+@pytest.mark.parametrize(("slow", "scored"), [([], 2), ([0.6], 3), ([0.6, 0.51], 4)])
+def test_rounds_go_on_until_the_latency_is_met(slow, scored, fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    readings, scorings, score = iter([*slow, 0.48]), [], Sensitivity.__call__
+
+    def watched(self, *args, **options):
+        scorings.append(1)
+        return score(self, *args, **options)
+
+    def timed(file, dense, target, **options):
+        assert options == {"threads": 1} and file.stat().st_size < dense.stat().st_size
+        return Reading(value := next(readings), value, value)
+
+    monkeypatch.setattr(Sensitivity, "__call__", watched)
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, d, d))
+    monkeypatch.setattr(speed, "timed", timed)
+    line = ["--tasks", "depth", "--budget", "latency=0.5x", "--rounds", 2, "--reconstruct", 2]
+    facts, small = prunes_channels(fitted, capsys, tmp_path, *line)
+    assert len(scorings) == scored and next(readings, None) is None
+    found = facts["latency"]
+    assert found["reading"]["value"] == 0.48
+    of_search = max(float(d) for d, r in found["readings"].items() if r["value"] <= 0.5)
+    most = of_search
+    for value in slow:
+        most *= min(0.98, 0.5 / value)
+    assert 0.6 * most < found["density"] <= most
+    assert small["macs"] / facts["compact"]["before"]["macs"] == pytest.approx(found["density"], abs=1e-6)
+
+
+def test_rounds_that_never_meet_a_latency_are_refused(fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, d, d))
+    monkeypatch.setattr(speed, "timed", lambda *args, **_: Reading(0.52, 0.5, 0.6))
+    line = ["prune", OWN, "--weights", fitted, "--units", "channels", "--tasks", "depth", "--steps", 0]
+    line += ["--budget", "latency=0.5x", "--rounds", 2, "--out", tmp_path / "p"]
+    assert main([*map(str, line)]) == 2
+    assert "latency=0.5x: 6 rounds more still leave a model that takes 0.52x" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
 def test_load_of_the_machine_is_told_with_the_latency_that_was_reached(fitted, capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     from cut import speed
