@@ -29,6 +29,7 @@ from cut.units import cut_units
 
 Writer = Callable[..., Exported]  # as export_onnx
 LOWEST, STEP = 0.02, 1.2  # of densities that are tried
+ROUNDING = 8  # of channels: runtimes take longer for odd numbers of them than for the next multiple
 PICTURES = 2  # that each model made is checked on; a whole batch takes a large network longer than its timing
 
 
@@ -173,7 +174,7 @@ def prune_to_latency(
     scorer: Scorer | None = None,
     budgets: Sequence[UnitBudget] = (),
     floor_share: float = 0.05,
-    rounding: int = 1,
+    rounding: int = ROUNDING,
     inputs: Inputs | None = None,
     **options: Any,
 ) -> tuple[Mask, Found]:
@@ -192,7 +193,7 @@ def prune_to_latency(
         scorer: Default: CUT's score, :class:`cut.scores.Sensitivity`.
         budgets: Others to be met too, such as :class:`cut.budget.Parameters`.
         floor_share: Share of every layer's channels that stays.
-        rounding: Every layer keeps a multiple of so many channels.
+        rounding: Every layer keeps a multiple of so many channels, where it has that many; 1 where layers are narrow.
         inputs: How to get the network's input from a batch.
         options: As of :func:`fast_enough`: ``tolerance``, ``cache``, ``progress``, ``threads`` and so on.
 

@@ -31,7 +31,8 @@ def add(parser: argparse.ArgumentParser, examples: str = f"such as {EXAMPLES}") 
     parser.add_argument("--sparsity", type=options.sparsity, help="fraction of the weights (or channels) removed")
     parser.add_argument("--budget", type=wish, action="append", default=[], metavar="WHAT=N", help=examples)
     parser.add_argument("--units", choices=("weights", "channels"), default="weights", help="what is cut together")
-    parser.add_argument("--rounding", type=options.whole(1), default=1, help="layers keep a multiple of N channels")
+    multiple = "layers keep a multiple of N channels (default: 1; with a latency 8, where runtimes are fastest)"
+    parser.add_argument("--rounding", type=options.whole(1), help=multiple)
     parser.add_argument("--cap", type=options.positive_share, default=1.0, help="largest share of a layer that stays")
     parser.add_argument("--floor", type=options.share, help="share of every layer that stays (default: at most 0.05)")
 

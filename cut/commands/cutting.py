@@ -27,17 +27,17 @@ from cut.masks import make_mask
 from cut.objectives import moved
 from cut.records import machine
 from cut.scores import Scores
-from cut.search import Found, Reading, Target
+from cut.search import Found, Reading, Target, TooSlowError
 from cut.selection import Mask
 from cut.snapshot import digest
-from cut.speed import density_of, fast_enough, reading_of
+from cut.speed import ROUNDING, density_of, fast_enough, reading_of
 from cut.structured import Plan, make_unit_mask, plan
 
 RUNTIMES = {"onnx": ".onnx", "executorch": ".pte"}
 # Packages that write and run a runtime's files; what else matters is in the facts on the machine.
 WRITERS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch", "torchao")}
 # Options that the channels of a cut of some density depend on, besides the budgets.
-MATTERS = ("share", "sparsity", "floor", "reduce", "rounding", "cap", "inside", "batches", "seed")
+MATTERS = ("share", "sparsity", "floor", "reduce", "cap", "inside", "batches", "seed")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Job:
             self.tasks,
             budget=Together([*self._limits(), *(more or [])] or [Sparsity(0.0)]),
             reduce=args.reduce,
-            rounding=args.rounding,
+            rounding=rounding_of(args),
             cap=args.cap,
             inside=None if args.inside is None else Sparsity(args.inside),
             units=self.plan,
@@ -137,18 +137,24 @@ class Job:
         def mask_of(density: float) -> Mask:
             return {n: m.cpu() for n, m in self.mask(scores, [MACs(density)]).items()}
 
-        return fast_enough(
-            network,
-            mask_of,
-            self.tasks,
-            example,
-            target_of(wish),
-            highest=density_of(self.units, self.mask(scores)),
-            cache=cache,
-            key=key_of_readings(args, network, self.tasks, example),
-            progress=progress,
-            **timing,
-        )[1]
+        try:
+            return fast_enough(
+                network,
+                mask_of,
+                self.tasks,
+                example,
+                target_of(wish),
+                highest=density_of(self.units, self.mask(scores)),
+                cache=cache,
+                key=key_of_readings(args, network, self.tasks, example),
+                progress=progress,
+                **timing,
+            )[1]
+        except TooSlowError as error:
+            if (multiple := rounding_of(args)) == 1:
+                raise
+            told = f"{error}; every layer keeps a multiple of {multiple} channels: --rounding 1 allows smaller models"
+            raise TooSlowError(told) from error
 
     def reading(self, mask: Mask, wish: budgets.Wish) -> Reading:
         """The latency of what a mask leaves, in the unit of the latency that is asked for."""
@@ -202,6 +208,12 @@ def floor_of(args: argparse.Namespace) -> float:
     return min([0.05, args.cap, *(s / 2 for s in least)])
 
 
+def rounding_of(args: argparse.Namespace) -> int:
+    """Of what number of channels layers keep a multiple: as asked for, else as a latency is met with most of them."""
+    timed = any(w.kind == "latency" for w in args.budget)
+    return int(args.rounding or (ROUNDING if timed else 1))
+
+
 def prepare(args: argparse.Namespace, source: Source, network: nn.Module, tasks: list[str]) -> Job:
     """See what belongs to which task, and find the units; before any work that takes long.
 
@@ -223,7 +235,7 @@ def key_of_readings(
     args: argparse.Namespace, network: nn.Module, tasks: Sequence[str], example: Tensor
 ) -> dict[str, Any]:
     """What the latencies that a search has read depend on: what is cut and how, and what it is timed in and on."""
-    cut = {k: getattr(args, k) for k in MATTERS}
+    cut = {k: getattr(args, k) for k in MATTERS} | {"rounding": rounding_of(args)}
     data = {"data": args.data, "contents of the data": contents_of(args.data), "pictures": digest({"": example})}
     timed = {"runtime": args.runtime, "threads": args.threads, "size": list(example.shape)}
     timed |= {"machine": {"name": platform.node(), **machine()}, "versions": _versions(WRITERS[args.runtime])}

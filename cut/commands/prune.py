@@ -243,7 +243,7 @@ def check_units(args: argparse.Namespace) -> None:
         if (args.floor or 0.0) > args.cap:
             raise ValueError(f"--floor {args.floor:g} is above --cap {args.cap:g}; allowed: a floor up to the cap")
         return
-    for name, default in (("reduce", "sum"), ("rounding", 1), ("cap", 1.0), ("inside", None)):
+    for name, default in (("reduce", "sum"), ("rounding", None), ("cap", 1.0), ("inside", None)):
         if getattr(args, name) != default:
             raise ValueError(f"--{name} {getattr(args, name)}: allowed only with --units channels")
 

@@ -220,7 +220,7 @@ def test_rounds_go_on_until_the_latency_is_met(slow, scored, fitted, capsys, tmp
     monkeypatch.setattr(Sensitivity, "__call__", watched)
     monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, d, d))
     monkeypatch.setattr(speed, "timed", timed)
-    line = ["--tasks", "depth", "--budget", "latency=0.5x", "--rounds", 2, "--reconstruct", 2]
+    line = ["--tasks", "depth", "--budget", "latency=0.5x", "--rounding", 1, "--rounds", 2, "--reconstruct", 2]
     facts, small = prunes_channels(fitted, capsys, tmp_path, *line)
     assert len(scorings) == scored and next(readings, None) is None
     found = facts["latency"]
@@ -233,6 +233,27 @@ def test_rounds_go_on_until_the_latency_is_met(slow, scored, fitted, capsys, tmp
     assert small["macs"] / facts["compact"]["before"]["macs"] == pytest.approx(found["density"], abs=1e-6)
 
 
+def test_a_latency_leaves_multiples_of_eight_channels_unless_told_otherwise(fitted, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from cut import speed
+    from cut.search import Reading
+
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, d, d))
+    line = ["prune", OWN, "--weights", fitted, "--units", "channels", "--tasks", "depth", "--steps", 0]
+    widths = {}
+    for rounding in ([], ["--rounding", 1]):
+        out = tmp_path / f"p{len(rounding)}"
+        told(capsys, *line, *rounding, "--budget", "latency=0.7x", "--out", out)
+        kept = checkpoint.load(out, Net)
+        weights = [m.weight for n, m in kept.named_modules() if "trunk" in n and hasattr(m, "weight")]
+        widths[bool(rounding)] = {int(w.flatten(1).any(1).sum()) for w in weights if w.dim() > 1}
+    assert widths[False] <= {8, 16}
+    assert widths[True] - {8, 16}
+    monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(1.0, 1.0, 1.0))
+    assert main([*map(str, line), "--budget", "latency=0.7x", "--out", str(tmp_path / "q")]) == 2
+    assert "every layer keeps a multiple of 8 channels: --rounding 1 allows smaller" in capsys.readouterr().err
+
+
 def test_rounds_that_never_meet_a_latency_are_refused(fitted, capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     from cut import speed
@@ -241,7 +262,7 @@ def test_rounds_that_never_meet_a_latency_are_refused(fitted, capsys, tmp_path, 
     monkeypatch.setattr(speed, "clock", lambda build, dense, target, **_: lambda d: Reading(d, d, d))
     monkeypatch.setattr(speed, "timed", lambda *args, **_: Reading(0.52, 0.5, 0.6))
     line = ["prune", OWN, "--weights", fitted, "--units", "channels", "--tasks", "depth", "--steps", 0]
-    line += ["--budget", "latency=0.5x", "--rounds", 2, "--out", tmp_path / "p"]
+    line += ["--budget", "latency=0.5x", "--rounding", 1, "--rounds", 2, "--out", tmp_path / "p"]
     assert main([*map(str, line)]) == 2
     assert "latency=0.5x: 6 rounds more still leave a model that takes 0.52x" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
@@ -286,7 +307,7 @@ def test_latencies_are_read_again_when_anything_changes_that_they_depend_on(tmp_
         ["--data", "cut.data.rooms.Rooms"],
         ["--sparsity", "0.5"],
         ["--budget", "macs=0.5"],
-        ["--rounding", "8"],
+        ["--rounding", "4"],
         ["--cap", "0.5"],
         ["--floor", "0.1"],
         ["--reduce", "mean"],
