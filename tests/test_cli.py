@@ -101,10 +101,6 @@ def test_bad_value_is_refused_while_reading_the_line(line, message, capsys):
         ([*PRUNE, "--budget", "params=2", "--budget", "params=3"], "given twice"),
         ([*PRUNE, "--budget", "params=2"], "out of reach"),
         ([*PRUNE, "--sparsity", "0.5", "--threads", "2"], "only with --budget latency"),
-        (
-            [*PRUNE, "--units", "channels", "--budget", "latency=0.5x", "--rounds", "4"],
-            "--rounds 4: a search for a latency",
-        ),
         ([*PRUNE, "--units", "channels", "--sparsity", "0.5", "--cap", "0.3", "--floor", "0.6"], "floor up to the cap"),
         ([*PRUNE, "--units", "channels", "--budget", "bytes=1kB"], "a budget of 1000 bytes is out of reach"),
         ([*PRUNE, "--budget", "macs=0.5"], "use --units channels"),
