@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def dependency_graph(model: nn.Module, example: Tensor) -> Any:
                 node.enable_index_mapping = True
             return nodes
 
-    with warnings.catch_warnings(), no_trace(model):
+    with warnings.catch_warnings(), no_trace(model), _without_hooks_left(model):
         warnings.simplefilter("ignore")
         # A factor of one gives every output a node of its own, so that no layer which emits it looks unread.
         return Graph().build_dependency(
@@ -38,3 +40,15 @@ def dependency_graph(model: nn.Module, example: Tensor) -> Any:
             forward_fn=lambda m, x: [o * 1.0 for o in m(x).values() if o.requires_grad],
             verbose=False,
         )
+
+
+@contextlib.contextmanager
+def _without_hooks_left(model: nn.Module) -> Iterator[None]:
+    """Torch-Pruning's hooks stay where a trace fails: what came in between goes."""
+    before = {m: set(m._forward_hooks) for m in model.modules()}
+    try:
+        yield
+    finally:
+        for module, known in before.items():
+            for key in set(module._forward_hooks) - known:
+                del module._forward_hooks[key]

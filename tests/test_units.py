@@ -202,7 +202,6 @@ def test_unknown_attention_and_networks_without_units_are_refused_by_name():
         find_groups(Normed(), image(8))
 
 
-@pytest.mark.slow
 def test_what_cannot_be_traced_is_refused_by_name():
     class Shy(nn.Module):
         def forward(self, x):
@@ -225,6 +224,7 @@ def test_what_cannot_be_traced_is_refused_by_name():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
+@pytest.mark.slow
 def test_window_attention_is_refused_by_name():
     network = MultiTaskNet({"seg": 3}, config=NetworkConfig("swin_tiny_patch4_window7_224", img_size=(224, 224)))
     with pytest.raises(ValueError, match="WindowAttention"):
