@@ -143,7 +143,7 @@ class Job:
                 mask_of,
                 self.tasks,
                 example,
-                target_of(wish),
+                latency_target(wish),
                 highest=density_of(self.units, self.mask(scores)),
                 cache=cache,
                 key=key_of_readings(args, network, self.tasks, example),
@@ -160,7 +160,7 @@ class Job:
         """The latency of what a mask leaves, in the unit of the latency that is asked for."""
         network, example, timing = self._timed()
         mask = {n: m.cpu() for n, m in mask.items()}
-        return reading_of(network, mask, self.tasks, example, target_of(wish), **timing)
+        return reading_of(network, mask, self.tasks, example, latency_target(wish), **timing)
 
     def _timed(self) -> tuple[nn.Module, Tensor, dict[str, Any]]:
         """A copy of the network to make files of, an example input, and how they are written and timed."""
@@ -182,7 +182,7 @@ class Job:
         return found
 
 
-def target_of(wish: budgets.Wish) -> Target:
+def latency_target(wish: budgets.Wish) -> Target:
     """What a search stays within."""
     return Target(wish.amount, "x" if wish.relative else "ms")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cut.commands import budgets
-from cut.commands.cutting import Job
+from cut.commands.cutting import Job, latency_target
 from cut.commands.source import Data
 from cut.commands.terminal import Terminal
 from cut.decomposition import kept_parameters
@@ -96,5 +96,5 @@ def _met(rounds: Rounds, wish: budgets.Wish, found: Found) -> tuple[Rounds, Foun
         if left:
             density *= min(LEAST, wish.amount / reading.value)
             rounds = rounds.cut(rounds.scores(), [MACs(density)])
-    unit = "x" if wish.relative else "ms"
-    raise TooSlowError(f"{wish}: {MORE} rounds more still leave a model that takes {reading.value:.3g}{unit}")
+    slow = f"{reading.value:.3g}{latency_target(wish).unit}"
+    raise TooSlowError(f"{wish}: {MORE} rounds more still leave a model that takes {slow}")
